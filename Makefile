@@ -1,0 +1,76 @@
+# Every target works from a fresh clone: what is missing is installed into .venv first.
+# Needed beside this: Python >= 3.11 as python3 (or PYTHON=...), and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PROTO := protos/dp/v1/deployment_pipeline.proto
+UV_VERSION := 0.13.9
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check lint types verify proto docs baseline lock clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+run: $(READY) ## Serve on 127.0.0.1:50051 with an embedded Postgres and Redis (a first try)
+	@exec $(BIN)/deployment-pipeline serve --embedded
+
+test: $(READY) ## Run all tests on real stores (DP_TEST_DATABASE_URL, DP_TEST_REDIS_URL; else embedded ones)
+	$(BIN)/python -m pytest
+
+check: lint types verify test ## All that must hold before a change lands
+
+lint: $(READY) ## Style, import directions, the proto's style and compatibility
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/buf lint protos
+	$(BIN)/buf format --diff --exit-code protos
+	$(BIN)/buf breaking protos --against protos/baseline.binpb
+
+types: $(READY) ## mypy, strict
+	$(BIN)/mypy
+
+verify: $(READY) ## Fail if generated code or docs differ from their sources
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && \
+	$(MAKE) --no-print-directory generate OUT="$$fresh" && \
+	diff -r -x __pycache__ "$$fresh" generated && \
+	$(BIN)/python -m deployment_pipeline.states | diff - docs/states.md && \
+	echo 'generated code and docs are up to date'
+
+proto: $(READY) ## Write generated/ from the proto
+	@$(MAKE) --no-print-directory generate OUT=generated
+
+docs: $(READY) ## Write docs/states.md from the law
+	$(BIN)/python -m deployment_pipeline.states > docs/states.md
+
+.PHONY: generate
+generate:
+	@mkdir -p $(OUT)/dp/v1 && touch $(OUT)/dp/__init__.py $(OUT)/dp/v1/__init__.py
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos \
+		--python_out=$(OUT) --grpc_python_out=$(OUT) \
+		--mypy_out=$(OUT) --mypy_grpc_out=$(OUT) $(PROTO)
+
+baseline: $(READY) ## At a release: what later changes of the proto must stay compatible with
+	$(BIN)/buf build protos --exclude-source-info -o protos/baseline.binpb
+
+lock: $(READY) ## Write requirements*.lock anew from pyproject.toml
+	$(BIN)/pip install -q uv==$(UV_VERSION)
+	$(BIN)/uv pip compile pyproject.toml -q --universal --python-version 3.11 --generate-hashes \
+		--no-header --no-annotate --upgrade -o requirements.lock
+	$(BIN)/uv pip compile pyproject.toml -q --universal --python-version 3.11 --generate-hashes \
+		--no-header --no-annotate --upgrade --extra embedded --group dev -o requirements-dev.lock
+
+clean: ## Remove the virtual environment, caches and the embedded stores' data
+	rm -rf $(VENV) .dp .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(READY): requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Python >= 3.11 is needed; try: make PYTHON=python3.12 $(MAKECMDGOALS)'; exit 1; }
+	@echo 'installing into $(VENV) (once) ...'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
