@@ -1,0 +1,3 @@
+from deployment_pipeline.cli import main
+
+main()

@@ -1,0 +1,179 @@
+"""Postgres connections: one statement at a time, and what may go wrong with it."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import psycopg
+from psycopg import errors as pg
+from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
+
+from deployment_pipeline import deadline
+from deployment_pipeline.errors import OutcomeUnknown, Overloaded, StoreUnavailable
+from deployment_pipeline.identity import RequestKey
+
+CONNECT_SECONDS = 2
+OPEN_SECONDS = 15
+# How many calls may wait for a connection, and for how long: past that they are refused, not piled up.
+MAX_WAITING = 1000
+MAX_WAIT_SECONDS = 5.0
+# psycopg_pool doubles its pause between attempts to connect. Giving up early keeps the pause short; the
+# next call, or the readiness probe, begins anew.
+RECONNECT_SECONDS = 4.0
+# A connection that gives no answer for this long after the longest call is cut.
+CUT_SECONDS = deadline.LONGEST_CALL_SECONDS + 1.0
+# Many calls notice the same break; the connections are replaced once.
+REPLACE_PAUSE_SECONDS = 1.0
+CLOSE_SECONDS = 2.0
+
+ONE_IN_PROGRESS = "dp_deployments_one_in_progress"
+
+_SESSION = " ".join(
+    f"-c {name}={value}"
+    for name, value in {
+        "statement_timeout": f"{deadline.LONGEST_CALL_SECONDS:.0f}s",
+        "idle_in_transaction_session_timeout": "10s",
+        "timezone": "UTC",
+        "application_name": "deployment-pipeline",
+    }.items()
+)
+# An unanswered packet or a silent peer breaks a connection after about five seconds.
+_TCP = {
+    "connect_timeout": CONNECT_SECONDS,
+    "keepalives_idle": 2,
+    "keepalives_interval": 1,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 5000,
+}
+
+Connection: TypeAlias = psycopg.AsyncConnection[tuple[Any, ...]]
+Row: TypeAlias = tuple[Any, ...]
+
+
+class _Lost(Exception):
+    """The connection broke. `executed`: whether the statement may have been carried out."""
+
+    def __init__(self, executed: bool) -> None:
+        self.executed = executed
+
+
+class Database:
+    """A pool of connections in autocommit. Whoever opens it closes it."""
+
+    def __init__(self, url: str, pool_size: int) -> None:
+        self._size = pool_size
+        self._in_use = 0
+        self._replaced_at = float("-inf")
+        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            url,
+            kwargs={"autocommit": True, "prepare_threshold": 0, "options": _SESSION, **_TCP},
+            min_size=pool_size,
+            max_size=pool_size,
+            max_waiting=MAX_WAITING,
+            reconnect_timeout=RECONNECT_SECONDS,
+            open=False,
+        )
+
+    async def open(self) -> None:
+        """Connect. Raises StoreUnavailable."""
+        try:
+            await self._pool.open(wait=True, timeout=OPEN_SECONDS)
+        except PoolTimeout as error:
+            await self._pool.close()
+            raise StoreUnavailable from error
+
+    async def close(self) -> None:
+        await self._pool.close(CLOSE_SECONDS)
+
+    async def change(self, query: bytes, values: Sequence[Any], key: RequestKey, subject: str) -> Row:
+        """Call a function. Repeats once, with the same ids, if the connection breaks: the function finds
+        its own work, or does it. Raises OutcomeUnknown, StoreUnavailable or Overloaded."""
+        maybe_executed = False
+        for last_try in (False, True):
+            try:
+                async with self._connection() as connection:
+                    wait_ms = int(deadline.remaining() * 1000)
+                    [row] = await self._execute(connection, query, (*values, key.id, key.digest, wait_ms))
+                    return row
+            except _Lost as lost:
+                maybe_executed |= lost.executed
+                if not last_try:
+                    await self._replace_connections()
+                    continue
+            except (StoreUnavailable, Overloaded):
+                if not maybe_executed:
+                    raise
+            break
+        if not maybe_executed:
+            raise StoreUnavailable
+        raise OutcomeUnknown(subject, key.id if key.digest else "")
+
+    async def read(self, query: bytes, values: Sequence[Any] | Mapping[str, Any]) -> list[Row]:
+        """Raises StoreUnavailable or Overloaded."""
+        try:
+            async with self._connection() as connection:
+                return await self._execute(connection, query, values)
+        except _Lost:
+            await self._replace_connections()
+        try:
+            async with self._connection() as connection:
+                return await self._execute(connection, query, values)
+        except _Lost as lost:
+            raise StoreUnavailable from lost
+
+    @contextlib.asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        wait = max(0.001, min(deadline.remaining(), MAX_WAIT_SECONDS))
+        try:
+            async with self._pool.connection(wait) as connection:
+                self._in_use += 1
+                try:
+                    yield connection
+                finally:
+                    self._in_use -= 1
+        except TooManyRequests as error:
+            raise Overloaded from error
+        except PoolTimeout as error:
+            raise (Overloaded if self._in_use >= self._size else StoreUnavailable) from error
+
+    async def _execute(
+        self, connection: Connection, query: bytes, values: Sequence[Any] | Mapping[str, Any]
+    ) -> list[Row]:
+        cut = asyncio.get_running_loop().call_later(CUT_SECONDS, _cut, connection)
+        try:
+            return await (await connection.execute(query, values)).fetchall()
+        except (pg.AdminShutdown, pg.CrashShutdown, pg.CannotConnectNow, pg.ReadOnlySqlTransaction) as e:
+            # The server ends, or is a standby by now: what it was asked for has not been done.
+            await connection.close()
+            raise _Lost(executed=False) from e
+        except pg.UniqueViolation as e:
+            if e.diag.constraint_name != ONE_IN_PROGRESS:
+                raise
+            # Somebody took the slot past the row lock: judging again says who.
+            raise _Lost(executed=False) from e
+        except (pg.LockNotAvailable, pg.QueryCanceled, pg.DeadlockDetected, pg.SerializationFailure) as e:
+            raise StoreUnavailable from e
+        except psycopg.OperationalError as e:
+            if e.sqlstate is not None:  # out of memory, disk full ...: the server said that it failed
+                raise StoreUnavailable from e
+            raise _Lost(executed=True) from e
+        finally:
+            cut.cancel()
+
+    async def _replace_connections(self) -> None:
+        """After one broke: its idle siblings are likely dead too, and a repeat must not meet them."""
+        now = asyncio.get_running_loop().time()
+        if now - self._replaced_at > REPLACE_PAUSE_SECONDS:
+            self._replaced_at = now
+            await self._pool.drain()
+
+
+def _cut(connection: Connection) -> None:
+    """End a connection whose server gives no sign of life: its reader sees the end of the stream."""
+    with (
+        contextlib.suppress(OSError, psycopg.Error),
+        socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as stream,
+    ):
+        stream.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,24 @@
+"""Until when the call being served must have its answer.
+
+The interceptor sets it; whoever waits for something (a connection, a row lock) asks how long it may.
+"""
+
+import time
+from contextvars import ContextVar
+
+# A call without a deadline gets this many seconds, and no call gets more: it must end within 15.
+LONGEST_CALL_SECONDS = 10.0
+
+_ends_at: ContextVar[float] = ContextVar("deadline")
+
+
+def start(seconds: float | None) -> None:
+    """Begin a call's time: what its caller allows (None: no limit), LONGEST_CALL_SECONDS at most."""
+    allowed = LONGEST_CALL_SECONDS if seconds is None else min(seconds, LONGEST_CALL_SECONDS)
+    _ends_at.set(time.monotonic() + allowed)
+
+
+def remaining() -> float:
+    """Seconds left, at least 0. Outside a call: LONGEST_CALL_SECONDS."""
+    ends_at = _ends_at.get(None)
+    return LONGEST_CALL_SECONDS if ends_at is None else max(0.0, ends_at - time.monotonic())

@@ -1,0 +1,263 @@
+"""Every refusal that a caller can meet: one class each, with the facts, the text and the stable reason.
+
+The text is for a person at a terminal: what was refused, who is in the way, which call would succeed. How
+a refusal becomes a gRPC status is the edge's business (`status`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from typing import ClassVar
+from uuid import UUID
+
+from deployment_pipeline.states import Status
+
+
+def _text(fact: object) -> str:
+    if isinstance(fact, datetime):
+        return fact.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return str(fact)
+
+
+@dataclass(eq=False)
+class Refusal(Exception):
+    """Nothing was changed (`OutcomeUnknown` alone excepted), and the caller is told why."""
+
+    reason: ClassVar[str]
+
+    def facts(self) -> dict[str, str]:
+        """The fields, as text: what tools read."""
+        return {f.name: _text(getattr(self, f.name)) for f in fields(self)}
+
+    def __str__(self) -> str:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    field: str
+    problem: str
+
+
+@dataclass(eq=False)
+class InvalidFields(Refusal):
+    """One or more fields of the request break their rules; all of them are listed."""
+
+    reason = "INVALID_FIELD"
+    violations: Sequence[Violation]
+
+    def facts(self) -> dict[str, str]:
+        return {"fields": ",".join(v.field for v in self.violations)}
+
+    def __str__(self) -> str:
+        return "; ".join(f"{v.field}: {v.problem}" for v in self.violations)
+
+
+@dataclass(eq=False)
+class RequestIdReused(Refusal):
+    """The request_id was used in this pipeline for a request that was not the same."""
+
+    reason = "REQUEST_ID_REUSED"
+    request_id: str
+
+    def __str__(self) -> str:
+        return (
+            f'request_id "{self.request_id}" was already used in this pipeline for another request;'
+            " make a new one for each change"
+        )
+
+
+@dataclass(eq=False)
+class NotServedYet(Refusal):
+    """The contract has it, this release does not."""
+
+    reason = "NOT_SERVED_YET"
+    feature: str
+
+    def __str__(self) -> str:
+        return f"{self.feature} is not served by this release; leave it out"
+
+
+@dataclass(eq=False)
+class PipelineNotFound(Refusal):
+    reason = "PIPELINE_NOT_FOUND"
+    pipeline: str
+
+    def __str__(self) -> str:
+        return f'there is no pipeline "{self.pipeline}"; CreatePipeline makes one, ListPipelines shows all'
+
+
+@dataclass(eq=False)
+class DeploymentNotFound(Refusal):
+    reason = "DEPLOYMENT_NOT_FOUND"
+    deployment_id: UUID
+
+    def __str__(self) -> str:
+        return (
+            f"there is no deployment {self.deployment_id};"
+            " TriggerDeployment answers with a deployment's id, GetHistory lists a pipeline's"
+        )
+
+
+@dataclass(eq=False)
+class PipelineExists(Refusal):
+    """A pipeline of that name exists with another definition."""
+
+    reason = "PIPELINE_EXISTS"
+    pipeline: str
+    revision: int
+    stages: Sequence[str]
+
+    def facts(self) -> dict[str, str]:
+        return {**super().facts(), "stages": ",".join(self.stages)}
+
+    def __str__(self) -> str:
+        return (
+            f'pipeline "{self.pipeline}" exists with another definition'
+            f" (revision {self.revision}, stages {', '.join(self.stages)});"
+            " UpdatePipeline changes it, GetPipeline shows it"
+        )
+
+
+@dataclass(eq=False)
+class PipelineBusy(Refusal):
+    """Another deployment of the pipeline is IN_PROGRESS."""
+
+    reason = "PIPELINE_BUSY"
+    pipeline: str
+    deployment_id: UUID
+    version: str
+    stage: str
+    since: datetime
+
+    def __str__(self) -> str:
+        return (
+            f'pipeline "{self.pipeline}" is busy: deployment {self.deployment_id} of version'
+            f' "{self.version}", at stage "{self.stage}", holds it since {_text(self.since)};'
+            " trigger again when it has ended (AdvanceStage, Rollback or CancelDeployment end it)"
+        )
+
+
+@dataclass(eq=False)
+class DeploymentNotInProgress(Refusal):
+    """The deployment is still PENDING, and what was asked for needs it IN_PROGRESS."""
+
+    reason = "DEPLOYMENT_NOT_IN_PROGRESS"
+    deployment_id: UUID
+    status: Status
+
+    def __str__(self) -> str:
+        return (
+            f"deployment {self.deployment_id} is {self.status}: it has not started;"
+            " wait until it is IN_PROGRESS, or end it with CancelDeployment"
+        )
+
+
+@dataclass(eq=False)
+class DeploymentEnded(Refusal):
+    """The deployment is COMPLETED, ROLLED_BACK or CANCELLED, and stays so."""
+
+    reason = "DEPLOYMENT_ENDED"
+    deployment_id: UUID
+    status: Status
+    ended_at: datetime
+
+    def __str__(self) -> str:
+        return (
+            f"deployment {self.deployment_id} is {self.status}, for good, since {_text(self.ended_at)};"
+            " TriggerDeployment starts another one"
+        )
+
+
+@dataclass(eq=False)
+class StageMismatch(Refusal):
+    """expected_stage is not where the deployment is: it was advanced meanwhile, or the caller erred."""
+
+    reason = "STAGE_MISMATCH"
+    deployment_id: UUID
+    expected_stage: str
+    current_stage: str
+
+    def __str__(self) -> str:
+        return (
+            f'deployment {self.deployment_id} is at stage "{self.current_stage}",'
+            f' not at "{self.expected_stage}"; nothing was advanced'
+        )
+
+
+@dataclass(eq=False)
+class RevisionMismatch(Refusal):
+    """expected_revision is not the pipeline's: it was changed meanwhile."""
+
+    reason = "REVISION_MISMATCH"
+    pipeline: str
+    expected_revision: int
+    current_revision: int
+
+    def __str__(self) -> str:
+        return (
+            f'pipeline "{self.pipeline}" is at revision {self.current_revision},'
+            f" not at {self.expected_revision}; read it with GetPipeline and decide anew"
+        )
+
+
+@dataclass(eq=False)
+class RetryWithoutToken(Refusal):
+    """A proxy or client library sent an AdvanceStage again, and nothing tells a repeat from a new call."""
+
+    reason = "RETRY_WITHOUT_TOKEN"
+    deployment_id: str
+
+    def __str__(self) -> str:
+        return (
+            f"this AdvanceStage of deployment {self.deployment_id} is marked as a retry and has neither"
+            " expected_stage nor request_id, so it could skip a stage; look with GetDeploymentStatus,"
+            " then advance with expected_stage"
+        )
+
+
+@dataclass(eq=False)
+class Overloaded(Refusal):
+    """More calls wait for a database connection than can be served in time."""
+
+    reason = "OVERLOADED"
+
+    def __str__(self) -> str:
+        return "too many calls wait for the database; nothing was changed, try again in a moment"
+
+
+@dataclass(eq=False)
+class StoreUnavailable(Refusal):
+    """Postgres is away, or did not answer in time, and nothing was changed."""
+
+    reason = "STORE_UNAVAILABLE"
+
+    def __str__(self) -> str:
+        return "the database cannot serve this call now; nothing was changed, try again in a moment"
+
+
+@dataclass(eq=False)
+class ShuttingDown(Refusal):
+    """This server is ending; another replica, or this one restarted, will serve the call."""
+
+    reason = "SHUTTING_DOWN"
+
+    def __str__(self) -> str:
+        return "this server is shutting down; nothing was changed, try again"
+
+
+@dataclass(eq=False)
+class OutcomeUnknown(Refusal):
+    """The connection broke around the commit: the change may or may not have been made."""
+
+    reason = "OUTCOME_UNKNOWN"
+    subject: str  # "deployment ID" or "pipeline NAME"
+    request_id: str  # empty: the caller sent none
+
+    def __str__(self) -> str:
+        again = (
+            f'send the same call again with request_id "{self.request_id}"'
+            if self.request_id
+            else "look before you send it again, and give a request_id next time"
+        )
+        return f"the change of {self.subject} may or may not have been made; {again}"

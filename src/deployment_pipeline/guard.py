@@ -1,0 +1,228 @@
+"""The Redis side of exclusivity: it saves Postgres work, and can do no harm.
+
+Two keys per pipeline (the braces make them share a cluster slot):
+
+    dp:active:{pipeline}   the id of the active deployment, set with NX. Alone it refuses nobody.
+    dp:lease:{pipeline}    C:seq:id:...  Postgres confirmed that this deployment is active, or
+                           T:seq         every deployment up to seq is over (a tombstone).
+
+A trigger passes the *gate*. It is refused there only by a live C lease whose id is also in dp:active. Else
+it goes on to Postgres, which judges; what Postgres said is *filled* in. The *end* of a deployment leaves a
+tombstone, in the time between its commit and the answer to its caller.
+
+Why a refusal is true: a lease dies T_c after t0, on Redis's clock, and t0 was read (by the gate) before the
+Postgres statement behind the lease began. So a refusal at time t proves that the deployment was active at
+some instant after t - T_c, however long a process slept or a packet was late. A late fill cannot bring a
+deployment back: either its time has passed, or the tombstone, which lives for T_c too, still stands.
+
+Why nothing gets stuck: dp:active refuses nobody by itself, and no lease outlives T_c. A key left by a
+crash, forged or of the wrong type costs one Postgres statement and is overwritten.
+
+Why losing Redis is harmless: every step gives up after BUDGET_SECONDS and is never repeated (a SET NX whose
+reply was late, sent again, would read as somebody else's). After a few failures the breaker opens and
+nobody waits for Redis until a probe succeeds.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import structlog
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from deployment_pipeline.model import Deployment
+
+BUDGET_SECONDS = 0.05
+CONNECTIONS = 32
+FAILURES_TO_OPEN = 3
+OPEN_SECONDS = 1.0
+# dp:active is only a hint; its life just keeps garbage from staying.
+ACTIVE_TTL_MS = 24 * 60 * 60 * 1000
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+# Every script gets KEYS = {active, lease}. A key of another type than ours is thrown away.
+_PRELUDE = """
+local function read(key)
+    local value = redis.pcall('GET', key)
+    if type(value) == 'table' then
+        redis.call('DEL', key)
+        return false
+    end
+    return value
+end
+local function now_ms()
+    local t = redis.call('TIME')
+    return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+local function confirmed(lease) -- seq, id
+    if lease then return string.match(lease, '^C:(%d+):([%x-]+):') end
+end
+local function newest_seq(lease) -- of the confirmed, and of the ended
+    if not lease then return -1, -1 end
+    local newer, ended = string.match(lease, '^C:(%d+):'), string.match(lease, '^T:(%d+)$')
+    return tonumber(newer) or -1, tonumber(ended) or -1
+end
+local function let_go(id)
+    if read(KEYS[1]) == id then redis.call('DEL', KEYS[1]) end
+end
+"""
+
+# ARGV: my id, T_c, TTL of active. Returns t0 and the lease that refuses, 'RESERVED' or 'VERIFY'.
+_GATE = """
+local t0 = string.format('%.0f', now_ms())
+local lease, active = read(KEYS[2]), read(KEYS[1])
+local _, id = confirmed(lease)
+if id and id == active then
+    local ttl = redis.call('PTTL', KEYS[2])
+    if ttl > 0 and ttl <= tonumber(ARGV[2]) then return {t0, lease} end
+end
+if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[3]) then return {t0, 'RESERVED'} end
+return {t0, 'VERIFY'}
+"""
+
+# ARGV: seq and id of the active one, its lease, t0 + T_c, TTL of active, the id that passed the gate.
+_FILL = """
+local until_ms = tonumber(ARGV[4])
+local newer, ended = newest_seq(read(KEYS[2]))
+if now_ms() >= until_ms or newer > tonumber(ARGV[1]) or ended >= tonumber(ARGV[1]) then
+    let_go(ARGV[6])
+    return 0
+end
+redis.call('SET', KEYS[2], ARGV[3], 'PXAT', ARGV[4])
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[5])
+return 1
+"""
+
+# ARGV: seq and id of the ended one, T_c.
+_END = """
+local newer, ended = newest_seq(read(KEYS[2]))
+if newer <= tonumber(ARGV[1]) and ended < tonumber(ARGV[1]) then
+    redis.call('SET', KEYS[2], 'T:' .. ARGV[1], 'PX', ARGV[3])
+end
+let_go(ARGV[2])
+return 1
+"""
+
+# ARGV: the id that reserved.
+_RELEASE = "let_go(ARGV[1]) return 1"
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What Redis knows of an active deployment: confirmed by Postgres within the last T_c."""
+
+    seq: int
+    id: UUID
+    since: datetime
+    stage: str
+    version: str
+
+    def dump(self) -> str:
+        since_us = (self.since - _EPOCH) // _MICROSECOND
+        return f"C:{self.seq}:{self.id}:{since_us}:{self.stage}:{self.version}"
+
+    @classmethod
+    def load(cls, text: bytes) -> "Lease | None":
+        """None if it is not ours: somebody else wrote it."""
+        try:
+            _, seq, id, since_us, stage, version = text.decode().split(":", 5)
+            return cls(int(seq), UUID(id), _EPOCH + int(since_us) * _MICROSECOND, stage, version)
+        except (ValueError, OverflowError):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """What the gate said."""
+
+    t0_ms: int | None  # Redis's time at the gate; None: Redis did not answer
+    refused_by: Lease | None = None
+
+
+class Guard:
+    """The Redis client of one process. `close` ends its connections."""
+
+    def __init__(self, redis_url: str, lease_ms: int) -> None:
+        self._lease_ms = lease_ms
+        pool = BlockingConnectionPool.from_url(
+            redis_url,
+            max_connections=CONNECTIONS,
+            timeout=BUDGET_SECONDS,
+            socket_timeout=BUDGET_SECONDS,
+            socket_connect_timeout=BUDGET_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._redis = Redis.from_pool(pool)
+        self._gate, self._fill, self._end, self._release = (
+            self._redis.register_script(_PRELUDE + script) for script in (_GATE, _FILL, _END, _RELEASE)
+        )
+        self._failures = 0
+        self._closed_again_at = 0.0
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    async def gate(self, pipeline: str, id: UUID) -> Passage:
+        """Before a trigger: is it known to be hopeless? If not, reserve the pipeline for this id."""
+        answer = await self._run(self._gate, pipeline, str(id), self._lease_ms, ACTIVE_TTL_MS)
+        if answer is None:
+            return Passage(None)
+        t0, verdict = answer
+        return Passage(int(t0), Lease.load(verdict) if verdict.startswith(b"C:") else None)
+
+    async def fill(self, passage: Passage, active: Deployment, passed: UUID) -> None:
+        """After Postgres named the active deployment: the trigger `passed` started it, or met it."""
+        if passage.t0_ms is None or active.started_at is None:
+            return
+        lease = Lease(active.seq, active.id, active.started_at, active.current_stage, active.version)
+        await self._run(
+            self._fill,
+            active.pipeline_name,
+            active.seq,
+            str(active.id),
+            lease.dump(),
+            passage.t0_ms + self._lease_ms,
+            ACTIVE_TTL_MS,
+            str(passed),
+        )
+
+    async def end(self, ended: Deployment) -> None:
+        """After the commit that freed the slot, before its caller gets the answer."""
+        await self._run(self._end, ended.pipeline_name, ended.seq, str(ended.id), self._lease_ms)
+
+    async def release(self, pipeline: str, id: UUID) -> None:
+        """A trigger that passed the gate came to nothing: take its reservation back."""
+        await self._run(self._release, pipeline, str(id))
+
+    async def _run(self, script: Any, pipeline: str, *args: str | int) -> Sequence[bytes] | None:
+        """One script; None if Redis is away, slow or broken."""
+        loop = asyncio.get_running_loop()
+        if self._failures >= FAILURES_TO_OPEN:
+            if loop.time() < self._closed_again_at:
+                return None
+            # This call probes; the others go on without Redis meanwhile.
+            self._closed_again_at = loop.time() + OPEN_SECONDS
+        keys = [f"dp:active:{{{pipeline}}}", f"dp:lease:{{{pipeline}}}"]
+        try:
+            async with asyncio.timeout(BUDGET_SECONDS):
+                answer: Sequence[bytes] = await script(keys=keys, args=args)
+        except (RedisError, OSError) as error:
+            self._failures += 1
+            self._closed_again_at = loop.time() + OPEN_SECONDS
+            if self._failures == FAILURES_TO_OPEN:
+                log.warning("redis is left out: triggers go to postgres", error=type(error).__name__)
+            return None
+        if self._failures >= FAILURES_TO_OPEN:
+            log.info("redis is back")
+        self._failures = 0
+        return answer

@@ -1,0 +1,55 @@
+"""The standard health service, and the probe behind its readiness.
+
+"" and the service's name say that this server serves; "liveness" that its process does, and never looks at
+Postgres or Redis; "readiness" that Postgres answers, too.
+"""
+
+import asyncio
+
+import grpc
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health import aio
+
+from deployment_pipeline.errors import Overloaded, StoreUnavailable
+from deployment_pipeline.store import Store
+from dp.v1 import deployment_pipeline_pb2 as pb
+
+SERVICE = pb.DESCRIPTOR.services_by_name["DeploymentPipeline"].full_name
+LIVENESS = "liveness"
+READINESS = "readiness"
+PROBE_PAUSE_SECONDS = 2.0
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Health(aio.HealthServicer):  # type: ignore[misc]  # grpc_health has no types
+    """Health v1, with the List call that the library leaves out."""
+
+    async def List(
+        self,
+        request: health_pb2.HealthListRequest,
+        context: grpc.aio.ServicerContext[health_pb2.HealthListRequest, health_pb2.HealthListResponse],
+    ) -> health_pb2.HealthListResponse:
+        statuses = {
+            name: health_pb2.HealthCheckResponse(status=status)
+            for name, status in self._server_status.items()
+        }
+        return health_pb2.HealthListResponse(statuses=statuses)
+
+    async def start(self) -> None:
+        for name in ("", SERVICE, LIVENESS, READINESS):
+            await self.set(name, SERVING)
+
+    async def keep_ready(self, store: Store) -> None:
+        """Set readiness from Postgres, until cancelled."""
+        while True:
+            await asyncio.sleep(PROBE_PAUSE_SECONDS)
+            try:
+                await store.ping()
+            except StoreUnavailable:
+                await self.set(READINESS, NOT_SERVING)
+            except Overloaded:
+                pass  # busy, not away: sending the load elsewhere would only move it
+            else:
+                await self.set(READINESS, SERVING)

@@ -1,0 +1,84 @@
+"""What the service talks about, as it stood in one database snapshot."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Generic, TypeVar
+from uuid import UUID
+
+from deployment_pipeline.states import Status
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    name: str
+    stages: tuple[str, ...]
+    description: str
+    labels: Mapping[str, str]
+    max_pending: int
+    revision: int
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class StageRun:
+    name: str
+    entered_at: datetime | None
+    left_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    id: UUID
+    pipeline_name: str
+    seq: int
+    version: str
+    stages: tuple[str, ...]
+    stage_index: int | None  # None: it never started
+    stage_entered_at: tuple[datetime, ...]
+    status: Status
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    triggered_by: str
+    reason: str
+    cause: str | None  # a code of the proto's Cause
+    cause_message: str
+    labels: Mapping[str, str]
+    rollback_of: UUID | None
+    redeployed_by: UUID | None
+    superseded_by: UUID | None
+
+    @property
+    def current_stage(self) -> str:
+        """The last stage reached; empty if it never started."""
+        return "" if self.stage_index is None else self.stages[self.stage_index]
+
+    def stage_runs(self) -> list[StageRun]:
+        """Every stage in order. A stage is left when the next one is entered or the deployment ends."""
+        entered = self.stage_entered_at
+        left = (*entered[1:], self.completed_at)
+        return [
+            StageRun(name, entered[i], left[i]) if i < len(entered) else StageRun(name, None, None)
+            for i, name in enumerate(self.stages)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryFilter:
+    """Which deployments of a pipeline to show; empty: all."""
+
+    statuses: Sequence[Status] = ()
+    reached_stage: str = ""
+    completed_stage: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Change(Generic[T]):
+    """A change's answer: the current snapshot, and whether an earlier call had made the change already."""
+
+    snapshot: T
+    replayed: bool

@@ -1,0 +1,108 @@
+"""What a request's fields must look like. All broken fields of a request are reported at once.
+
+Usage: ask one `Rules` about every field, then `check()`, which raises if anything was wrong.
+"""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from uuid import UUID
+
+from deployment_pipeline.errors import InvalidFields, Violation
+
+NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+MAX_STAGES = 100
+MAX_VERSION_CHARS = 256
+MAX_TEXT_BYTES = 4096
+MAX_LABELS = 64
+MAX_LABEL_KEY_CHARS = 63
+MAX_LABEL_VALUE_CHARS = 256
+MAX_REQUEST_ID_BYTES = 128
+MAX_PAGE = 1000
+DEFAULT_PAGE = 50
+MAX_PENDING = 10_000
+DEFAULT_MAX_PENDING = 100
+
+_NAME_RULE = (
+    "must be 1 to 63 of a-z, 0-9 and '-', and begin and end with a letter or digit (like 'web-shop')"
+)
+# Control characters other than newline and tab, and those that reorder the text around them.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+def _printable(text: str) -> bool:
+    # False for controls, invisible separators and formatting characters: they would let two different
+    # identifiers look the same.
+    return text.isprintable()
+
+
+class Rules:
+    def __init__(self) -> None:
+        self._violations: list[Violation] = []
+
+    def check(self) -> None:
+        """Raise InvalidFields with everything that was found."""
+        if self._violations:
+            raise InvalidFields(self._violations)
+
+    def broken(self, field: str, problem: str) -> None:
+        self._violations.append(Violation(field, problem))
+
+    def name(self, field: str, value: str) -> None:
+        if not NAME.fullmatch(value):
+            self.broken(field, _NAME_RULE if value else f"is required; it {_NAME_RULE}")
+
+    def stages(self, field: str, stages: Sequence[str]) -> None:
+        if not 1 <= len(stages) <= MAX_STAGES:
+            self.broken(field, f"must list 1 to {MAX_STAGES} stages, not {len(stages)}")
+            return
+        for i, stage in enumerate(stages):
+            self.name(f"{field}[{i}]", stage)
+            if stage in stages[:i]:
+                self.broken(f"{field}[{i}]", "is a stage that is listed before; each may appear once")
+
+    def version(self, field: str, value: str) -> None:
+        if not 1 <= len(value) <= MAX_VERSION_CHARS or not _printable(value):
+            self.broken(field, f"must be 1 to {MAX_VERSION_CHARS} printable characters")
+
+    def text(self, field: str, value: str) -> None:
+        if _CONTROL.search(value):
+            self.broken(field, "must not hold control characters other than newline and tab")
+        elif len(value.encode()) > MAX_TEXT_BYTES:
+            self.broken(field, f"must be at most {MAX_TEXT_BYTES} bytes")
+
+    def labels(self, field: str, labels: Mapping[str, str]) -> None:
+        if len(labels) > MAX_LABELS:
+            self.broken(field, f"must be at most {MAX_LABELS} labels, not {len(labels)}")
+            return
+        for key, value in labels.items():
+            if not 1 <= len(key) <= MAX_LABEL_KEY_CHARS or not _printable(key):
+                self.broken(field, f"must have keys of 1 to {MAX_LABEL_KEY_CHARS} printable characters")
+            elif len(value) > MAX_LABEL_VALUE_CHARS or not _printable(value):
+                self.broken(
+                    f"{field}[{key}]", f"must be at most {MAX_LABEL_VALUE_CHARS} printable characters"
+                )
+
+    def request_id(self, value: str) -> None:
+        if not _printable(value) or len(value.encode()) > MAX_REQUEST_ID_BYTES:
+            self.broken("request_id", f"must be at most {MAX_REQUEST_ID_BYTES} bytes, all printable")
+
+    def whole(self, field: str, value: int, low: int, high: int) -> None:
+        if not low <= value <= high:
+            self.broken(field, f"must be {low} to {high}, not {value}")
+
+    def one_of(self, field: str, value: object, allowed: Collection[object]) -> None:
+        if value not in allowed:
+            self.broken(field, f"must be one of {', '.join(map(str, allowed))}, not {value}")
+
+    def page_size(self, field: str, value: int) -> int:
+        """The size to use: DEFAULT_PAGE for 0."""
+        self.whole(field, value, 0, MAX_PAGE)
+        return value or DEFAULT_PAGE
+
+    def uuid(self, field: str, value: str) -> UUID:
+        """The parsed id; the nil UUID (never used, for `check` raises) if it is broken."""
+        if _UUID.fullmatch(value):
+            return UUID(value)
+        self.broken(field, "must be a deployment's id, like '0199f6a2-7f2c-7bd0-8a55-1c2d3e4f5a6b'")
+        return UUID(int=0)

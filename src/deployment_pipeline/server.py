@@ -1,0 +1,120 @@
+"""The composition root: stores, engine and server are made here, started, drained and stopped."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+
+from deployment_pipeline.database import Database
+from deployment_pipeline.engine import Engine
+from deployment_pipeline.guard import Guard
+from deployment_pipeline.health import SERVICE, Health
+from deployment_pipeline.interceptors import CallInterceptor
+from deployment_pipeline.service import DeploymentPipelineService
+from deployment_pipeline.settings import Settings
+from deployment_pipeline.store import Store
+from dp.v1 import deployment_pipeline_pb2_grpc as pb_grpc
+
+MAX_MESSAGE_BYTES = 1024 * 1024
+# Longer than the longest call, so that none is cut off; shorter than what is left of 15 s for the rest.
+DRAIN_SECONDS = 11.0
+
+OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # Pages are capped by their row count; a page of the largest deployments may be this big.
+    ("grpc.max_send_message_length", 64 * 1024 * 1024),
+    # On by default: a second server would silently share the port.
+    ("grpc.so_reuseport", 0),
+    # Callers may ping an idle connection every ten seconds.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+log = structlog.get_logger()
+
+
+class CannotListen(Exception):
+    """The address cannot be bound."""
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[int]:
+    """Serve until the context ends, then drain: calls under way get their answers. Yields the port.
+    Raises StoreUnavailable, CannotListen."""
+    database = Database(settings.database_url, settings.pool_size)
+    await database.open()
+    store = Store(database)
+    guard = Guard(settings.redis_url, settings.lease_ms)
+    engine = Engine(store, guard, await store.page_token_key())
+    calls = CallInterceptor(SERVICE)
+    health = Health()
+    server = grpc.aio.server(interceptors=(calls,), options=OPTIONS)
+    pb_grpc.add_DeploymentPipelineServicer_to_server(DeploymentPipelineService(engine), server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    if settings.reflection:
+        _add_reflection(server)
+    try:
+        port = _bind(server, settings.listen)
+        await health.start()
+        await server.start()
+        probe = asyncio.create_task(health.keep_ready(store))
+        try:
+            yield port
+        finally:
+            await health.enter_graceful_shutdown()
+            calls.refuse_new_calls()
+            probe.cancel()
+            await server.stop(DRAIN_SECONDS)
+            await calls.drain()
+    finally:
+        await engine.close()
+        await guard.close()
+        await database.close()
+
+
+async def serve(settings: Settings, ready: Callable[[int], None]) -> None:
+    """Serve until SIGTERM or SIGINT. `ready` is called with the port once calls are answered."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running(settings) as port:
+        ready(port)
+        await stop.wait()
+        log.info("stopping")
+
+
+def _bind(server: grpc.aio.Server, listen: str) -> int:
+    try:
+        return server.add_insecure_port(listen)
+    except RuntimeError as error:
+        raise CannotListen(f"{listen} cannot be listened on: is another server there?") from error
+
+
+def _add_reflection(server: grpc.aio.Server) -> None:
+    """Under its name of today, and under the one that older tools ask for: the messages are the same."""
+    names = (
+        SERVICE,
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+    )
+    servicer = reflection.aio.ReflectionServicer(names)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
+    handler = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    server.add_generic_rpc_handlers(
+        [
+            grpc.method_handlers_generic_handler(
+                "grpc.reflection.v1.ServerReflection", {"ServerReflectionInfo": handler}
+            )
+        ]
+    )

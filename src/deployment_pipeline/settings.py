@@ -1,0 +1,87 @@
+"""The settings, from DP_* environment variables: the only reader of the environment."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "DP_"
+# Variables that belong to the tests, not to the service.
+TEST_PREFIX = "DP_TEST_"
+
+
+class InvalidSettings(Exception):
+    """One line per broken setting, by the name of its variable."""
+
+
+def _host_and_port(value: str) -> str:
+    host, colon, port = value.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError("must be HOST:PORT, like 127.0.0.1:50051 or [::]:50051")
+    return value
+
+
+def _url(*schemes: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if value and not value.startswith(tuple(f"{scheme}://" for scheme in schemes)):
+            raise ValueError(f"must be a URL that begins with {' or '.join(f'{s}://' for s in schemes)}")
+        return value
+
+    return AfterValidator(check)
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
+
+    listen: Annotated[str, AfterValidator(_host_and_port)] = Field(
+        "127.0.0.1:50051", description="HOST:PORT to serve on; port 0 takes a free one"
+    )
+    database_url: Annotated[str, _url("postgresql", "postgres")] = Field(
+        "", description="Postgres (>= 14), as postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+    )
+    redis_url: Annotated[str, _url("redis", "rediss", "unix")] = Field(
+        "", description="Redis (>= 6.2) or Valkey, as redis://HOST:PORT/0 or unix:///path/to/socket"
+    )
+    pool_size: int = Field(10, ge=1, le=200, description="Postgres connections of this process")
+    lease_ms: int = Field(
+        2000,
+        ge=100,
+        le=60_000,
+        description="for how long Redis may refuse triggers without asking Postgres, in milliseconds",
+    )
+    reflection: bool = Field(True, description="serve gRPC reflection")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="debug, info (one line a call), warning or error"
+    )
+    data_dir: Path = Field(Path(".dp"), description="where embedded stores keep their data")
+
+
+def variable(field: str) -> str:
+    """The environment variable that sets a field."""
+    return f"{PREFIX}{field}".upper()
+
+
+def load() -> Settings:
+    """Read the environment. Raises InvalidSettings that names every broken and every unknown variable."""
+    known = {variable(field) for field in Settings.model_fields}
+    problems = [
+        f"{name}: there is no such setting; `deployment-pipeline config` lists them"
+        for name in sorted(os.environ)
+        if name.startswith(PREFIX) and not name.startswith(TEST_PREFIX) and name not in known
+    ]
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        problems += [f"{variable(str(e['loc'][0]))}: {e['msg']}" for e in error.errors()]
+    if problems:
+        raise InvalidSettings("\n".join(problems))
+    return settings
+
+
+def without_secrets(url: str) -> str:
+    """A URL as it may be shown: passwords are masked."""
+    masked = re.sub(r"(?<=://)([^/@:]*):[^/@]*(?=@)", r"\1:***", url)
+    return re.sub(r"(?<=[?&]password=)[^&]*", "***", masked)

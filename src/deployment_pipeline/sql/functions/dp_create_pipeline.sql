@@ -1,0 +1,37 @@
+-- Define a pipeline. Outcomes: OK, REPLAYED (it exists with this definition, or this request made it),
+-- REQUEST_ID_REUSED, PIPELINE_EXISTS.
+CREATE FUNCTION dp_create_pipeline(
+    p_name text, p_stages text[], p_description text, p_labels jsonb, p_max_pending integer,
+    p_request_id text, p_digest bytea, p_wait_ms integer
+) RETURNS TABLE (outcome text, pipeline dp_pipelines) LANGUAGE plpgsql AS $$
+DECLARE
+    v_event dp_events;
+BEGIN
+    -- Look first: an insert that loses would cost a transaction id.
+    SELECT * INTO pipeline FROM dp_pipelines WHERE name = p_name;
+    IF NOT FOUND THEN
+        PERFORM set_config('lock_timeout', greatest(p_wait_ms, 1)::text, true);
+        INSERT INTO dp_pipelines (name, stages, description, labels, max_pending, created_at, updated_at)
+        VALUES (p_name, p_stages, p_description, p_labels, p_max_pending, now(), now())
+        ON CONFLICT DO NOTHING
+        RETURNING * INTO pipeline;
+        IF FOUND THEN
+            PERFORM dp_record(p_name, 'CREATE', now(), '', p_request_id, p_digest);
+            outcome := 'OK';
+            RETURN NEXT;
+            RETURN;
+        END IF;
+        SELECT * INTO pipeline FROM dp_pipelines WHERE name = p_name;
+    END IF;
+
+    SELECT * INTO v_event FROM dp_events WHERE pipeline_name = p_name AND request_id = p_request_id;
+    outcome := CASE
+        WHEN v_event.request_digest IS DISTINCT FROM p_digest AND v_event.request_id IS NOT NULL
+            THEN 'REQUEST_ID_REUSED'
+        WHEN v_event.request_id IS NOT NULL THEN 'REPLAYED'
+        WHEN (pipeline.stages, pipeline.description, pipeline.labels, pipeline.max_pending)
+            IS NOT DISTINCT FROM (p_stages, p_description, p_labels, p_max_pending) THEN 'REPLAYED'
+        ELSE 'PIPELINE_EXISTS' END;
+    RETURN NEXT;
+END
+$$;

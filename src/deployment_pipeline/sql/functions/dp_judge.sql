@@ -1,0 +1,28 @@
+-- What every change of an existing deployment begins with: lock its pipeline, look for the request's own
+-- earlier work, and refuse what is over. Outcomes: OK, REPLAYED, REQUEST_ID_REUSED, DEPLOYMENT_NOT_FOUND,
+-- DEPLOYMENT_ENDED.
+CREATE FUNCTION dp_judge(p_id uuid, p_request_id text, p_digest bytea, p_wait_ms integer)
+RETURNS TABLE (outcome text, deployment dp_deployments) LANGUAGE plpgsql AS $$
+DECLARE
+    v_event dp_events;
+BEGIN
+    SELECT * INTO deployment FROM dp_deployments WHERE id = p_id;
+    IF NOT FOUND THEN
+        outcome := 'DEPLOYMENT_NOT_FOUND';
+        RETURN NEXT;
+        RETURN;
+    END IF;
+    PERFORM dp_lock(deployment.pipeline_name, p_wait_ms);
+    -- Read again: it may have been changed while the lock was awaited.
+    SELECT * INTO deployment FROM dp_deployments WHERE id = p_id;
+    SELECT * INTO v_event FROM dp_events
+    WHERE pipeline_name = deployment.pipeline_name AND request_id = p_request_id;
+    outcome := CASE
+        WHEN v_event.request_id IS NOT NULL AND v_event.request_digest IS DISTINCT FROM p_digest
+            THEN 'REQUEST_ID_REUSED'
+        WHEN v_event.request_id IS NOT NULL THEN 'REPLAYED'
+        WHEN deployment.completed_at IS NOT NULL THEN 'DEPLOYMENT_ENDED'
+        ELSE 'OK' END;
+    RETURN NEXT;
+END
+$$;

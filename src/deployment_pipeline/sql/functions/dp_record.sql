@@ -1,0 +1,17 @@
+-- Append one event to a pipeline's log. The caller holds the pipeline's row lock, so event_no is without a
+-- gap and in the order of the commits.
+CREATE FUNCTION dp_record(
+    p_pipeline text, p_type text, p_at timestamptz, p_reason text, p_request_id text, p_digest bytea,
+    p_deployment uuid DEFAULT NULL, p_stage text DEFAULT NULL,
+    p_from text DEFAULT NULL, p_to text DEFAULT NULL
+) RETURNS void LANGUAGE sql AS $$
+    WITH counted AS (
+        UPDATE dp_pipelines SET last_event_no = last_event_no + 1
+        WHERE name = p_pipeline RETURNING last_event_no
+    )
+    INSERT INTO dp_events (pipeline_name, event_no, deployment_id, type, stage, from_status, to_status,
+                           reason, request_id, request_digest, created_at)
+    SELECT p_pipeline, last_event_no, p_deployment, p_type, p_stage, p_from, p_to,
+           p_reason, p_request_id, p_digest, p_at
+    FROM counted
+$$;

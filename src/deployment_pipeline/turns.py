@@ -1,0 +1,121 @@
+"""One attempt per key at a time; those who wait share what it found.
+
+Of many callers with the same key one leads, and the rest stand in line. When the attempt is over, the first
+in line leads the next one, and everybody who stood in line *when that attempt began* may share its refusal:
+it was judged within their own call, so it is as true for them as one of their own. A herd of a thousand
+costs two attempts.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Attempt(Generic[T]):
+    """One attempt under way, as the leader's code sees it. Answer once; what is done after the answer still
+    belongs to the turn, but nobody waits for it save the next in line."""
+
+    def __init__(self, sharers: "deque[_Place]") -> None:
+        self.answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._sharers = sharers
+
+    def succeed(self, value: T, refusal: Exception | None) -> None:
+        """The leader gets the value, the others the refusal; None: they try by themselves."""
+        self.answer.set_result(value)
+        if refusal:
+            self._share(refusal)
+
+    def fail(self, error: BaseException, *, shared: bool) -> None:
+        """The leader gets the error; the others too if it is shared, else they try by themselves."""
+        self.answer.set_exception(error)
+        if shared:
+            self._share(error)
+
+    def _share(self, error: BaseException) -> None:
+        kept: list[_Place] = []
+        for place in self._sharers:
+            if not place.shares:
+                kept.append(place)
+            elif not place.turn.done():
+                place.turn.set_exception(error)
+        self._sharers.clear()
+        self._sharers.extend(kept)
+
+
+class _Place:
+    """A place in line. `turn` resolves when it is this caller's turn to lead."""
+
+    def __init__(self, shares: bool) -> None:
+        self.shares = shares
+        self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class Turns(Generic[T]):
+    def __init__(self) -> None:
+        self._lines: dict[str, deque[_Place]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def take(self, key: str, attempt: Callable[[Attempt[T]], Awaitable[None]], *, shares: bool) -> T:
+        """Lead an attempt when it is our turn, or (`shares`) get another's refusal. Once it has begun, an
+        attempt is not cancelled with its caller."""
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = deque()
+        else:
+            place = _Place(shares)
+            line.append(place)
+            try:
+                await place.turn
+            except asyncio.CancelledError:
+                if place.turn.done() and not place.turn.cancelled() and not place.turn.exception():
+                    self._next(key)  # our turn came as our caller left
+                raise
+        # Who stands in line now may share; who comes later goes into a line of its own.
+        this: Attempt[T] = Attempt(line)
+        self._lines[key] = deque()
+        this.answer.add_done_callback(_retrieve)
+        task = asyncio.create_task(self._run(key, this, attempt, line))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(this.answer)
+
+    async def _run(
+        self,
+        key: str,
+        this: Attempt[T],
+        attempt: Callable[[Attempt[T]], Awaitable[None]],
+        sharers: deque[_Place],
+    ) -> None:
+        try:
+            await attempt(this)
+        except Exception as error:
+            if this.answer.done():
+                raise
+            this.fail(error, shared=False)
+        finally:
+            # Whoever did not get a share comes before those who came later.
+            self._lines[key].extendleft(reversed(sharers))
+            self._next(key)
+
+    def _next(self, key: str) -> None:
+        line = self._lines[key]
+        while line:
+            turn = line.popleft().turn
+            if not turn.done():
+                turn.set_result(None)
+                return
+        del self._lines[key]
+
+    async def drain(self) -> None:
+        """Wait until every attempt under way is over."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+def _retrieve(answer: "asyncio.Future[T]") -> None:
+    # The leader may have been cancelled: then nobody else looks at the exception.
+    if not answer.cancelled():
+        answer.exception()
