@@ -1,0 +1,91 @@
+"""Fixtures grow from each other: stores, then a server in this process, then clients of it."""
+
+import itertools
+import os
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import grpc
+import psycopg
+import pytest
+import redis as redis_client
+
+from deployment_pipeline.server import running
+from deployment_pipeline.settings import Settings
+from support import stores as support_stores
+from support.clients import Client, ReflectionClient, TypedClient
+from support.stores import Stores
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings_from_outside() -> None:
+    for name in list(os.environ):
+        if name.startswith("DP_") and not name.startswith("DP_TEST_"):
+            del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def stores() -> Iterator[Stores]:
+    with support_stores.stores() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def settings(stores: Stores) -> Settings:
+    return Settings(
+        listen="127.0.0.1:0",
+        database_url=stores.database_url,
+        redis_url=stores.redis_url,
+        log_level="error",
+    )
+
+
+@pytest.fixture(scope="session")
+async def server(settings: Settings) -> AsyncIterator[str]:
+    """A server's address."""
+    async with running(settings) as port:
+        yield f"127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="session")
+async def typed(server: str) -> AsyncIterator[TypedClient]:
+    async with grpc.aio.insecure_channel(server) as channel:
+        yield TypedClient(channel)
+
+
+@pytest.fixture(scope="session")
+async def reflecting(server: str) -> AsyncIterator[ReflectionClient]:
+    async with grpc.aio.insecure_channel(server) as channel:
+        yield await ReflectionClient.connect(channel)
+
+
+@pytest.fixture
+def client(typed: TypedClient) -> Client:
+    return typed
+
+
+@pytest.fixture(scope="session")
+def new_name() -> Callable[[], str]:
+    """Names that nothing else uses."""
+    run, numbers = uuid.uuid4().hex[:8], itertools.count()
+    return lambda: f"p-{run}-{next(numbers)}"
+
+
+@pytest.fixture
+async def pipeline(client: Client, new_name: Callable[[], str]) -> str:
+    """A pipeline with the stages build, test and deploy, and nothing in it."""
+    name = new_name()
+    await client.call("CreatePipeline", name=name, stages=["build", "test", "deploy"])
+    return name
+
+
+@pytest.fixture
+def sql(stores: Stores) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(stores.database_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def redis(stores: Stores) -> Iterator[redis_client.Redis]:
+    with redis_client.Redis.from_url(stores.redis_url) as connection:
+        yield connection

@@ -1,0 +1,60 @@
+"""Servers as processes of their own, started by the command line."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+
+from support.stores import ROOT, Stores
+
+STOP_SECONDS = 15
+
+
+class Server:
+    """`deployment-pipeline serve`, with the port that it took."""
+
+    def __init__(self, stores: Stores, settings: Mapping[str, str] = {}) -> None:
+        self.settings = {
+            "DP_LISTEN": "127.0.0.1:0",
+            "DP_DATABASE_URL": stores.database_url,
+            "DP_REDIS_URL": stores.redis_url,
+            **settings,
+        }
+        self.start()
+
+    def start(self) -> None:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("DP_")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "deployment_pipeline", "serve"],
+            env={**environment, **self.settings},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=ROOT,
+            text=True,
+        )
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        found = re.search(r"serves gRPC on (\S+):(\d+)", line)
+        assert found, f"the server printed {line!r}"
+        self.address = f"{found[1]}:{found[2]}"
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """Returns the exit code."""
+        self.process.send_signal(how)
+        code = self.process.wait(STOP_SECONDS)
+        if self.process.stdout:
+            self.process.stdout.close()
+        return code
+
+
+@contextlib.contextmanager
+def server(stores: Stores, settings: Mapping[str, str] = {}) -> Iterator[Server]:
+    running = Server(stores, settings)
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.stop(signal.SIGKILL)

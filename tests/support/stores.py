@@ -1,0 +1,50 @@
+"""A Postgres and a Redis for one test run: given by DP_TEST_*_URL, or embedded."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from deployment_pipeline.embedded import Postgres, Redis
+from deployment_pipeline.migrate import migrate
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Stores:
+    database_url: str
+    redis_url: str
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder inside the project, gone afterwards."""
+    base = ROOT / ".dp"
+    base.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="test-", dir=base))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def stores() -> Iterator[Stores]:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(scratch_folder())
+        database_url = os.environ.get("DP_TEST_DATABASE_URL")
+        if not database_url:
+            postgres = Postgres(folder / "postgres")
+            stack.callback(postgres.stop)
+            database_url = postgres.url
+        redis_url = os.environ.get("DP_TEST_REDIS_URL")
+        if not redis_url:
+            redis = Redis(folder / "redis")
+            stack.callback(redis.stop)
+            redis_url = redis.url
+        migrate(database_url)
+        yield Stores(database_url, redis_url)
