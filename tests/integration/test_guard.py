@@ -1,0 +1,211 @@
+"""The guard on a real Redis: what its keys may and may not do."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+import redis as redis_client
+
+from deployment_pipeline import guard as guard_module
+from deployment_pipeline.guard import Guard, Lease
+from deployment_pipeline.model import Deployment
+from deployment_pipeline.states import Status
+from support.proxy import redis_proxy
+from support.stores import Stores
+
+LEASE_MS = 2000
+
+
+@pytest.fixture
+async def guard(stores: Stores) -> AsyncIterator[Guard]:
+    guard = Guard(stores.redis_url, LEASE_MS)
+    yield guard
+    await guard.close()
+
+
+@pytest.fixture
+def active(new_name: Callable[[], str]) -> Deployment:
+    now = datetime.now(UTC)
+    return Deployment(
+        id=uuid.uuid4(),
+        pipeline_name=new_name(),
+        seq=7,
+        version="v:1 ü",
+        stages=("a", "b"),
+        stage_index=0,
+        stage_entered_at=(now,),
+        status=Status.IN_PROGRESS,
+        created_at=now,
+        started_at=now,
+        completed_at=None,
+        triggered_by="",
+        reason="",
+        cause=None,
+        cause_message="",
+        labels={},
+        rollback_of=None,
+        redeployed_by=None,
+        superseded_by=None,
+    )
+
+
+def active_key(deployment: Deployment) -> str:
+    return f"dp:active:{{{deployment.pipeline_name}}}"
+
+
+def lease_key(deployment: Deployment) -> str:
+    return f"dp:lease:{{{deployment.pipeline_name}}}"
+
+
+async def refused(guard: Guard, deployment: Deployment) -> bool:
+    passage = await guard.gate(deployment.pipeline_name, uuid.uuid4())
+    assert passage.t0_ms is not None, "redis did not answer"
+    return passage.refused_by is not None
+
+
+async def confirm(guard: Guard, deployment: Deployment) -> None:
+    passage = await guard.gate(deployment.pipeline_name, deployment.id)
+    await guard.fill(passage, deployment, deployment.id)
+
+
+async def test_only_a_confirmed_deployment_refuses(guard: Guard, active: Deployment) -> None:
+    assert not await refused(guard, active)
+    assert not await refused(guard, active)  # the first one's reservation alone refuses nobody
+    await confirm(guard, active)
+    passage = await guard.gate(active.pipeline_name, uuid.uuid4())
+    assert passage.refused_by == Lease(7, active.id, active.started_at, "a", "v:1 ü")  # type: ignore[arg-type]
+
+
+async def test_s2_a_lease_lives_for_t_c_from_the_gate(
+    guard: Guard, active: Deployment, redis: redis_client.Redis
+) -> None:
+    passage = await guard.gate(active.pipeline_name, active.id)
+    await guard.fill(passage, active, active.id)
+    assert passage.t0_ms is not None
+    seconds, microseconds = redis.time()
+    left = passage.t0_ms + LEASE_MS - (seconds * 1000 + microseconds // 1000)
+    assert 0 < redis.pttl(lease_key(active)) <= left + 1
+
+
+async def test_s2_a_fill_whose_time_has_passed_does_nothing(
+    guard: Guard, active: Deployment, redis: redis_client.Redis
+) -> None:
+    passage = await guard.gate(active.pipeline_name, active.id)
+    assert passage.t0_ms is not None
+    late = replace(passage, t0_ms=passage.t0_ms - LEASE_MS)
+    await guard.fill(late, active, active.id)
+    assert redis.get(lease_key(active)) is None
+    assert redis.get(active_key(active)) is None, "its reservation is taken back"
+
+
+async def test_s3_after_the_end_nobody_is_refused_because_of_it(guard: Guard, active: Deployment) -> None:
+    await confirm(guard, active)
+    await guard.end(active)
+    assert not await refused(guard, active)
+
+
+async def test_s3_a_late_fill_does_not_bring_an_ended_deployment_back(
+    guard: Guard, active: Deployment
+) -> None:
+    passage = await guard.gate(active.pipeline_name, active.id)
+    await guard.end(active)
+    await guard.fill(passage, active, active.id)
+    assert not await refused(guard, active)
+
+
+async def test_a_late_end_leaves_the_next_deployment_alone(guard: Guard, active: Deployment) -> None:
+    following = replace(active, id=uuid.uuid4(), seq=8)
+    await confirm(guard, following)
+    await guard.end(active)
+    assert await refused(guard, following)
+
+
+async def test_an_older_fill_does_not_replace_a_newer_one(
+    guard: Guard, active: Deployment, redis: redis_client.Redis
+) -> None:
+    following = replace(active, id=uuid.uuid4(), seq=8)
+    await confirm(guard, following)
+    await confirm(guard, active)
+    lease = redis.get(lease_key(active))
+    assert isinstance(lease, bytes)
+    assert lease.startswith(f"C:8:{following.id}:".encode())
+
+
+async def test_a_released_reservation_leaves_no_key(
+    guard: Guard, active: Deployment, redis: redis_client.Redis
+) -> None:
+    await guard.gate(active.pipeline_name, active.id)
+    assert redis.get(active_key(active)) == str(active.id).encode()
+    await guard.release(active.pipeline_name, uuid.uuid4())
+    assert redis.exists(active_key(active)), "somebody else's release"
+    await guard.release(active.pipeline_name, active.id)
+    assert not redis.exists(active_key(active), lease_key(active))
+
+
+GARBAGE = [b"", b"C:", b"C:7:x", b"C:x:y:z", b"T:", b"T:99x", b"\xff" * 100, b"C:7:" + b"9" * 1_000_000]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=lambda garbage: repr(garbage[:8]))
+async def test_s7_garbage_in_the_lease_refuses_nobody_and_is_overwritten(
+    guard: Guard, active: Deployment, redis: redis_client.Redis, garbage: bytes
+) -> None:
+    redis.set(lease_key(active), garbage, px=LEASE_MS)
+    redis.set(active_key(active), str(active.id))
+    assert not await refused(guard, active)
+    await confirm(guard, active)
+    assert await refused(guard, active)
+
+
+async def test_s7_keys_of_another_type_are_thrown_away(
+    guard: Guard, active: Deployment, redis: redis_client.Redis
+) -> None:
+    redis.rpush(lease_key(active), "x")
+    redis.hset(active_key(active), "x", "y")
+    assert not await refused(guard, active)
+    await confirm(guard, active)
+    assert await refused(guard, active)
+
+
+async def test_s7_a_lease_that_would_outlive_t_c_refuses_nobody(
+    guard: Guard, active: Deployment, redis: redis_client.Redis
+) -> None:
+    await confirm(guard, active)
+    redis.persist(lease_key(active))
+    assert not await refused(guard, active)
+    redis.pexpire(lease_key(active), LEASE_MS * 10)
+    assert not await refused(guard, active)
+
+
+async def test_s7_a_lease_that_names_another_than_the_active_one_refuses_nobody(
+    guard: Guard, active: Deployment, redis: redis_client.Redis
+) -> None:
+    await confirm(guard, active)
+    redis.set(active_key(active), str(uuid.uuid4()))
+    assert not await refused(guard, active)
+
+
+async def test_without_redis_the_breaker_opens_and_a_probe_closes_it(
+    stores: Stores, active: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard_module, "OPEN_SECONDS", 0.3)
+
+    async def answers(guard: Guard) -> bool:
+        return (await guard.gate(active.pipeline_name, active.id)).t0_ms is not None
+
+    async with redis_proxy(stores.redis_url) as (proxy, url):
+        guard = Guard(url, LEASE_MS)
+        assert await answers(guard)
+        proxy.away = True
+        for _ in range(guard_module.FAILURES_TO_OPEN):
+            assert not await answers(guard)
+        proxy.away = False
+        proxy.reset()
+        assert not await answers(guard)
+        assert not proxy.asked, "the open breaker does not even ask"
+        await asyncio.sleep(guard_module.OPEN_SECONDS)
+        assert await answers(guard)
+        assert await answers(guard)
+        await guard.close()
