@@ -12,6 +12,7 @@ from deployment_pipeline import deadline, outcomes, page_token
 from deployment_pipeline.errors import (
     DeploymentNotFound,
     OutcomeUnknown,
+    Overloaded,
     PipelineBusy,
     PipelineNotFound,
     Refusal,
@@ -164,7 +165,15 @@ class Engine:
             else:
                 await self._guard.release(pipeline, id)
 
-        return await self._triggers.take(pipeline, attempt, shares=not request_id)
+        try:
+            return await self._triggers.take(
+                pipeline,
+                attempt,
+                shares=not request_id,
+                patience_seconds=deadline.remaining(),
+            )
+        except TimeoutError as error:
+            raise Overloaded from error
 
     async def advance(
         self,

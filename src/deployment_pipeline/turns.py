@@ -58,29 +58,38 @@ class Turns(Generic[T]):
         self._lines: dict[str, deque[_Place]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def take(self, key: str, attempt: Callable[[Attempt[T]], Awaitable[None]], *, shares: bool) -> T:
+    async def take(
+        self,
+        key: str,
+        attempt: Callable[[Attempt[T]], Awaitable[None]],
+        *,
+        shares: bool,
+        patience_seconds: float,
+    ) -> T:
         """Lead an attempt when it is our turn, or (`shares`) get another's refusal. Once it has begun, an
-        attempt is not cancelled with its caller."""
-        line = self._lines.get(key)
-        if line is None:
-            line = self._lines[key] = deque()
-        else:
-            place = _Place(shares)
-            line.append(place)
-            try:
-                await place.turn
-            except asyncio.CancelledError:
-                if place.turn.done() and not place.turn.cancelled() and not place.turn.exception():
-                    self._next(key)  # our turn came as our caller left
-                raise
+        attempt is not cancelled with its caller. Raises TimeoutError if our turn did not come in time."""
+        if key in self._lines:
+            async with asyncio.timeout(patience_seconds):
+                await self._turn(key, shares)
         # Who stands in line now may share; who comes later goes into a line of its own.
-        this: Attempt[T] = Attempt(line)
+        sharers = self._lines.get(key, deque())
         self._lines[key] = deque()
+        this: Attempt[T] = Attempt(sharers)
         this.answer.add_done_callback(_retrieve)
-        task = asyncio.create_task(self._run(key, this, attempt, line))
+        task = asyncio.create_task(self._run(key, this, attempt, sharers))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(this.answer)
+
+    async def _turn(self, key: str, shares: bool) -> None:
+        place = _Place(shares)
+        self._lines[key].append(place)
+        try:
+            await place.turn
+        except asyncio.CancelledError:
+            if place.turn.done() and not place.turn.cancelled() and not place.turn.exception():
+                self._next(key)  # our turn came just as we left
+            raise
 
     async def _run(
         self,

@@ -49,12 +49,14 @@ def redis_commands(buffer: bytearray) -> list[bytes]:
 
 class Proxy:
     """`asked` holds what was asked since `reset`; what comes after `free` of it waits until `release`.
-    While it is `away`, connections break and new ones are closed at once."""
+    While it is `away`, connections break and new ones are closed at once. Once it is to `lose_answers`, it
+    forwards what is asked, then goes away at the first answer."""
 
     def __init__(self, split: Split) -> None:
         self._split = split
         self.ends: set[asyncio.StreamWriter] = set()
         self._away = False
+        self.lose_answers = False
         self.address = ""
         self.reset()
 
@@ -92,11 +94,13 @@ class Proxy:
                 writer.write(message)
             await writer.drain()
 
-
-async def _back(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(CHUNK):
-        writer.write(data)
-        await writer.drain()
+    async def back(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(CHUNK):
+            if self.lose_answers:
+                self.away = True
+                return
+            writer.write(data)
+            await writer.drain()
 
 
 async def _first_end(*pumps: Coroutine[None, None, None]) -> None:
@@ -120,7 +124,7 @@ async def _proxy(split: Split, path: str | None, host: str, port: int) -> AsyncI
             up_reader, up_writer = await asyncio.open_connection(host, port)
         ends = {writer, up_writer}
         proxy.ends |= ends
-        await _first_end(proxy.forward(reader, up_writer), _back(up_reader, writer))
+        await _first_end(proxy.forward(reader, up_writer), proxy.back(up_reader, writer))
         proxy.ends -= ends
         await _close(up_writer)
 

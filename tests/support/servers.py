@@ -16,6 +16,8 @@ STOP_SECONDS = 15
 class Server:
     """`deployment-pipeline serve`, with the port that it took."""
 
+    arguments: tuple[str, ...] = ("serve",)
+
     def __init__(self, stores: Stores, settings: Mapping[str, str] = {}) -> None:
         self.settings = {
             "DP_LISTEN": "127.0.0.1:0",
@@ -28,7 +30,7 @@ class Server:
     def start(self) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("DP_")}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "deployment_pipeline", "serve"],
+            [sys.executable, "-m", "deployment_pipeline", *self.arguments],
             env={**environment, **self.settings},
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -18,8 +18,9 @@ class Bench:
         self.under_way = 0
         self.gate = asyncio.Event()
 
-    def take(self, *, shares: bool = True) -> asyncio.Task[int]:
-        return asyncio.create_task(self.turns.take("key", self.attempt, shares=shares))
+    def take(self, *, shares: bool = True, patience: float = 60) -> asyncio.Task[int]:
+        turn = self.turns.take("key", self.attempt, shares=shares, patience_seconds=patience)
+        return asyncio.create_task(turn)
 
     async def attempt(self, this: Attempt[int]) -> None:
         self.attempts += 1
@@ -68,6 +69,32 @@ async def test_who_must_not_share_leads_by_itself() -> None:
     callers = [bench.take(shares=False) for _ in range(10)]
     await asyncio.gather(*callers, return_exceptions=True)
     assert bench.attempts == 10
+
+
+async def test_callers_that_come_one_by_one_while_others_wait_all_get_their_turn() -> None:
+    bench = Bench()
+    bench.gate.set()
+    callers = []
+    for _ in range(30):
+        callers.append(bench.take(shares=False))
+        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await asyncio.gather(*callers, return_exceptions=True)
+    assert bench.attempts == 30
+
+
+async def test_a_caller_whose_patience_ends_leaves_the_line() -> None:
+    bench = Bench()
+    leader = bench.take()
+    await settle()
+    impatient, patient = bench.take(shares=False, patience=0), bench.take(shares=False)
+    with pytest.raises(TimeoutError):
+        await impatient
+    bench.gate.set()
+    assert await leader == 1
+    with pytest.raises(Busy):
+        await patient
+    assert bench.attempts == 2
 
 
 async def test_a_caller_that_leaves_in_line_is_passed_over() -> None:
@@ -134,6 +161,6 @@ async def test_an_error_that_is_no_refusal_hits_the_leader_alone() -> None:
             raise ZeroDivisionError
         this.succeed(attempts, Busy())
 
-    callers = [turns.take("key", attempt, shares=True) for _ in range(4)]
+    callers = [turns.take("key", attempt, shares=True, patience_seconds=60) for _ in range(4)]
     results = await asyncio.gather(*callers, return_exceptions=True)
     assert [type(result) for result in results] == [ZeroDivisionError, ZeroDivisionError, int, Busy]

@@ -1,0 +1,149 @@
+"""One deployment at a time, whatever Redis does and however many servers there are."""
+
+import asyncio
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import psycopg
+import pytest
+import redis as redis_client
+
+from deployment_pipeline.embedded import Redis
+from deployment_pipeline.server import running
+from deployment_pipeline.settings import Settings
+from support.clients import Answer, Client, Refused, TypedClient
+from support.servers import server
+from support.stores import Stores, scratch_folder
+
+
+async def trigger(client: Client, pipeline: str, **fields: str) -> Answer | Refused:
+    try:
+        request: dict[str, Any] = {"pipeline_name": pipeline, "version": "1", **fields}
+        return await client.call("TriggerDeployment", **request)
+    except Refused as refused:
+        return refused
+
+
+@pytest.mark.parametrize("request_ids", [False, True])
+async def test_s1_of_200_triggers_at_two_servers_one_wins(
+    stores: Stores, client: Client, pipeline: str, sql: psycopg.Connection, request_ids: bool
+) -> None:
+    with server(stores) as one, server(stores) as other:
+        async with (
+            grpc.aio.insecure_channel(one.address) as channel,
+            grpc.aio.insecure_channel(other.address) as other_channel,
+        ):
+            clients = [TypedClient(channel), TypedClient(other_channel)]
+            results = await asyncio.gather(
+                *(
+                    trigger(clients[i % 2], pipeline, request_id=str(i) if request_ids else "")
+                    for i in range(200)
+                )
+            )
+        assert (one.stop(), other.stop()) == (0, 0)
+    [winner] = [result for result in results if isinstance(result, Answer)]
+    losers = [result for result in results if isinstance(result, Refused)]
+    assert {loser.reason for loser in losers} == {"PIPELINE_BUSY"}
+    assert {loser.facts["deployment_id"] for loser in losers} == {winner.id}
+    stored = sql.execute(
+        "SELECT seq, status FROM dp_deployments WHERE pipeline_name = %s", [pipeline]
+    ).fetchall()
+    assert stored == [(1, "IN_PROGRESS")]
+
+
+@pytest.fixture
+def own_redis() -> Iterator[Redis]:
+    with scratch_folder() as folder:
+        started = Redis(folder / "redis")
+        yield started
+        started.stop()
+
+
+async def lives(client: Client, pipeline: str, count: int) -> None:
+    """Deployments, one after the other, each guarding the pipeline while it is active."""
+    for _ in range(count):
+        won = await trigger(client, pipeline)
+        assert isinstance(won, Answer), won
+        lost = await trigger(client, pipeline)
+        assert isinstance(lost, Refused)
+        assert lost.facts["deployment_id"] == won.id
+        await client.call("CancelDeployment", deployment_id=won.id)
+
+
+async def test_s7_with_redis_stopped_everything_works(
+    settings: Settings, client: Client, pipeline: str, own_redis: Redis
+) -> None:
+    with_own = settings.model_copy(update={"redis_url": own_redis.url})
+    async with (
+        running(with_own) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        there = TypedClient(channel)
+        active = await trigger(there, pipeline)
+        assert isinstance(active, Answer)
+        own_redis.stop()
+        refused = await trigger(there, pipeline)
+        assert isinstance(refused, Refused)
+        assert refused.facts["deployment_id"] == active.id
+        await there.call("CancelDeployment", deployment_id=active.id)
+        await lives(there, pipeline, 5)
+
+
+async def test_s7_with_redis_never_there_everything_works(settings: Settings, pipeline: str) -> None:
+    without = settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
+    async with (
+        running(without) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        await lives(TypedClient(channel), pipeline, 5)
+
+
+async def test_s7_with_redis_flushed_at_every_step_everything_works(
+    client: Client, pipeline: str, redis: redis_client.Redis
+) -> None:
+    for _ in range(3):
+        redis.flushdb()
+        won = await trigger(client, pipeline)
+        assert isinstance(won, Answer)
+        redis.flushdb()
+        lost = await trigger(client, pipeline)
+        assert isinstance(lost, Refused)
+        assert lost.facts["deployment_id"] == won.id
+        redis.flushdb()
+        await client.call("CancelDeployment", deployment_id=won.id)
+
+
+async def test_l1_a_stale_active_key_refuses_nobody(
+    client: Client, pipeline: str, redis: redis_client.Redis
+) -> None:
+    redis.set(f"dp:active:{{{pipeline}}}", str(uuid.uuid4()))
+    await lives(client, pipeline, 2)
+
+
+async def test_s7_a_forged_lease_refuses_for_its_short_life_and_never_admits(
+    client: Client, pipeline: str, redis: redis_client.Redis
+) -> None:
+    ghost = uuid.uuid4()
+    redis.set(f"dp:active:{{{pipeline}}}", str(ghost))
+    redis.set(f"dp:lease:{{{pipeline}}}", f"C:99:{ghost}:0:build:1", px=500)
+    refused = await trigger(client, pipeline)
+    assert isinstance(refused, Refused)
+    await asyncio.sleep(0.6)
+    await lives(client, pipeline, 2)
+
+
+async def test_s3_after_an_acknowledged_end_the_next_trigger_wins(client: Client, pipeline: str) -> None:
+    await lives(client, pipeline, 50)
+
+
+async def test_an_unknown_pipeline_leaves_no_key(client: Client, redis: redis_client.Redis) -> None:
+    name = f"unknown-{uuid.uuid4().hex[:8]}"
+    refused = await trigger(client, name)
+    assert isinstance(refused, Refused)
+    for _ in range(50):
+        if not redis.keys(f"*{name}*"):
+            break
+        await asyncio.sleep(0.02)
+    assert not redis.keys(f"*{name}*")

@@ -1,0 +1,139 @@
+"""Input that no well-behaved client sends: a clear refusal, nothing stored, and the server goes on."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import psycopg
+import pytest
+
+from dp.v1 import deployment_pipeline_pb2 as pb
+from support.clients import Client, Refused
+
+
+def stored(sql: psycopg.Connection) -> tuple[Any, ...]:
+    row = sql.execute(
+        "SELECT (SELECT count(*) FROM dp_pipelines), (SELECT count(*) FROM dp_deployments),"
+        " (SELECT count(*) FROM dp_events)"
+    ).fetchone()
+    assert row
+    return row
+
+
+async def refused(client: Client, method: str, **fields: Any) -> Refused:
+    with pytest.raises(Refused) as refusal:
+        await client.call(method, **fields)
+    assert refusal.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    return refusal.value
+
+
+BAD_TEXTS = ["\x00", "a\x00b", "\x1b[2J", "\u202e", "x" * 5000]
+
+
+@pytest.mark.parametrize("bad", BAD_TEXTS, ids=repr)
+async def test_bad_text_is_refused_in_every_field(
+    client: Client, pipeline: str, sql: psycopg.Connection, bad: str
+) -> None:
+    id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id
+    before = stored(sql)
+    requests: dict[str, dict[str, Any]] = {
+        "CreatePipeline": {"name": bad, "stages": [bad], "description": bad, "request_id": bad},
+        "GetPipeline": {"name": bad},
+        "ListPipelines": {"page_token": bad},
+        "UpdatePipeline": {"name": bad, "stages": [bad], "description": bad, "request_id": bad},
+        "TriggerDeployment": {
+            "pipeline_name": bad,
+            "version": bad,
+            "reason": bad,
+            "request_id": bad,
+            "labels": {bad: bad},
+        },
+        "GetDeploymentStatus": {"deployment_id": bad},
+        "AdvanceStage": {
+            "deployment_id": id,
+            "expected_stage": bad,
+            "reason": bad,
+            "request_id": bad,
+        },
+        "Rollback": {"deployment_id": id, "reason": bad, "request_id": bad},
+        "CancelDeployment": {"deployment_id": id, "reason": bad, "request_id": bad},
+        "GetHistory": {
+            "pipeline_name": bad,
+            "page_token": bad,
+            "reached_stage": bad,
+            "completed_stage": bad,
+        },
+    }
+    assert set(requests) == set(pb.DESCRIPTOR.services_by_name["DeploymentPipeline"].methods_by_name)
+    for method, fields in requests.items():
+        refusal = await refused(client, method, **fields)
+        broken = {v.field.partition("[")[0] for v in refusal.details["BadRequest"].field_violations}
+        assert broken == set(fields) - ({"deployment_id"} if fields.get("deployment_id") == id else set())
+    assert stored(sql) == before
+
+
+async def test_a_hundred_thousand_stages_are_refused(client: Client, sql: psycopg.Connection) -> None:
+    before = stored(sql)
+    refusal = await refused(client, "CreatePipeline", name="many", stages=["s"] * 100_000)
+    assert "not 100000" in refusal.message
+    assert stored(sql) == before
+
+
+async def test_a_message_beyond_1_mib_is_refused(client: Client, pipeline: str) -> None:
+    tag_and_length = 4
+    fitting = pb.CreatePipelineRequest(description="x" * (1024 * 1024 - tag_and_length)).SerializeToString()
+    assert len(fitting) == 1024 * 1024
+    with pytest.raises(Refused) as refusal:
+        await client.send("CreatePipeline", fitting)
+    assert refusal.value.code is grpc.StatusCode.INVALID_ARGUMENT, "read, and its fields are judged"
+    for size in (1024 * 1024 + 1, 2 * 1024 * 1024):
+        with pytest.raises(Refused) as refusal:
+            await client.send("CreatePipeline", b"\x1a" + bytes(size - 1))
+        assert refusal.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "larger than max" in refusal.value.message
+    await client.call("GetPipeline", name=pipeline)
+
+
+# A text (field 1 or 2) with a lone continuation byte and with a surrogate; then what is no message at all.
+NOT_UTF8 = [b"\x02\xff\xfe", b"\x03\xed\xa0\x80"]
+NO_MESSAGE = [b"\x0a\xff", b"nonsense", b"\xff" * 50]
+
+
+@pytest.mark.parametrize("data", [*NOT_UTF8, *NO_MESSAGE])
+async def test_bytes_that_are_no_message_or_no_utf8_are_refused(client: Client, data: bytes) -> None:
+    for method in pb.DESCRIPTOR.services_by_name["DeploymentPipeline"].methods_by_name:
+        tag = (b"\x12" if method == "ListPipelines" else b"\x0a") if data in NOT_UTF8 else b""
+        with pytest.raises(Refused) as refusal:
+            await client.send(method, tag + data)
+        assert refusal.value.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert refusal.value.reason == "INVALID_FIELD"
+
+
+async def test_texts_come_back_as_they_were_given(client: Client, new_name: Callable[[], str]) -> None:
+    name = new_name()
+    text = "Zeile eins\n\tzwei: ü € 🚀 'quoted' \"double\" \\ {} % $1 <b> 中文"
+    labels = {"größe": "'; DROP TABLE dp_pipelines; --", "k": ""}
+    created = await client.call("CreatePipeline", name=name, stages=["a"], description=text, labels=labels)
+    assert (created.description, dict(created.labels)) == (text, labels)
+    triggered = await client.call(
+        "TriggerDeployment", pipeline_name=name, version="v 1 — 'β'", reason=text, labels=labels
+    )
+    assert (triggered.version, triggered.reason) == ("v 1 — 'β'", text)
+    assert dict(triggered.labels) == labels
+
+
+async def test_calls_cancelled_by_their_callers_do_not_hurt_the_next_ones(
+    client: Client, pipeline: str
+) -> None:
+    for pause in range(60):
+        call = asyncio.create_task(client.call("TriggerDeployment", pipeline_name=pipeline, version="1"))
+        await asyncio.sleep(pause / 20_000)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+    async with asyncio.timeout(10):
+        history = await client.call("GetHistory", pipeline_name=pipeline)
+        for deployment in history.deployments:
+            if not deployment.HasField("completed_at"):
+                await client.call("CancelDeployment", deployment_id=deployment.id)
+        await client.call("TriggerDeployment", pipeline_name=pipeline, version="2")

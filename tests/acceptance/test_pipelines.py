@@ -1,0 +1,109 @@
+"""Pipelines: the calls beside the core, and history's filters."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from support.clients import Client, Refused
+
+
+async def test_creating_the_same_pipeline_again_answers_with_it(client: Client, pipeline: str) -> None:
+    again = await client.call("CreatePipeline", name=pipeline, stages=["build", "test", "deploy"])
+    assert (again.revision, again.replayed) == (1, True)
+
+
+async def test_an_update_changes_the_fields_of_its_mask(client: Client, pipeline: str) -> None:
+    updated = await client.call(
+        "UpdatePipeline",
+        name=pipeline,
+        description="shop",
+        labels={"team": "a"},
+        stages=["x"],
+        update_mask={"paths": ["description", "labels"]},
+    )
+    assert (updated.description, updated.revision) == ("shop", 2)
+    assert dict(updated.labels) == {"team": "a"}
+    assert list(updated.stages) == ["build", "test", "deploy"]
+    cleared = await client.call(
+        "UpdatePipeline", name=pipeline, update_mask={"paths": ["labels"]}, expected_revision=2
+    )
+    assert (dict(cleared.labels), cleared.revision, cleared.description) == ({}, 3, "shop")
+    assert cleared.updated_at.ToNanoseconds() > cleared.created_at.ToNanoseconds()
+
+
+async def test_an_update_without_a_mask_changes_what_is_given(client: Client, pipeline: str) -> None:
+    updated = await client.call("UpdatePipeline", name=pipeline, max_pending=0)
+    assert (updated.max_pending, len(updated.stages)) == (0, 3)
+
+
+@pytest.mark.parametrize("paths", [[], ["name"], ["stages", "nonsense"]])
+async def test_an_update_that_names_nothing_it_can_change_is_refused(
+    client: Client, pipeline: str, paths: list[str]
+) -> None:
+    with pytest.raises(Refused) as refused:
+        await client.call("UpdatePipeline", name=pipeline, update_mask={"paths": paths})
+    assert refused.value.facts["fields"] == "update_mask"
+
+
+async def test_a_deployment_keeps_the_stages_it_started_with(client: Client, pipeline: str) -> None:
+    id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id
+    await client.call("UpdatePipeline", name=pipeline, stages=["deploy", "new"])
+    stages = [(await client.call("AdvanceStage", deployment_id=id)).current_stage for _ in range(2)]
+    assert stages == ["test", "deploy"]
+    assert (await client.call("AdvanceStage", deployment_id=id)).status_name == "COMPLETED"
+    following = await client.call("TriggerDeployment", pipeline_name=pipeline, version="2")
+    assert following.current_stage == "deploy"
+
+
+async def test_pipelines_are_listed_by_name_page_by_page(
+    client: Client, new_name: Callable[[], str]
+) -> None:
+    names = sorted(new_name() for _ in range(5))
+    for name in names:
+        await client.call("CreatePipeline", name=name, stages=["a"])
+    listed, token, pages = [], "", 0
+    while pages == 0 or token:
+        page = await client.call("ListPipelines", page_size=3, page_token=token)
+        assert len(page.pipelines) <= 3
+        listed += [pipeline.name for pipeline in page.pipelines]
+        token, pages = page.next_page_token, pages + 1
+    assert listed == sorted(listed)
+    assert set(names) <= set(listed)
+    assert len(set(listed)) == len(listed)
+
+
+async def test_history_filters(client: Client, pipeline: str) -> None:
+    for advances, end in ((0, "CancelDeployment"), (1, "Rollback"), (2, "CancelDeployment"), (3, "")):
+        id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version=str(advances))).id
+        for _ in range(advances):
+            await client.call("AdvanceStage", deployment_id=id)
+        if end:
+            await client.call(end, deployment_id=id)
+    await client.call("TriggerDeployment", pipeline_name=pipeline, version="active")
+
+    async def versions(**filters: Any) -> list[str]:
+        history = await client.call("GetHistory", pipeline_name=pipeline, **filters)
+        return [deployment.version for deployment in history.deployments]
+
+    assert await versions(statuses=[3]) == ["3"]
+    assert await versions(statuses=[4, 2]) == ["active", "1"]
+    assert await versions(reached_stage="build") == ["active", "3", "2", "1", "0"]
+    assert await versions(reached_stage="deploy") == ["3", "2"]
+    assert await versions(completed_stage="test") == ["3", "2"]
+    assert await versions(completed_stage="deploy") == ["3"]
+    assert await versions(completed_stage="nonsense") == []
+    assert await versions(statuses=[5], reached_stage="test") == ["2"]
+
+
+async def test_a_page_token_belongs_to_its_filters(client: Client, pipeline: str) -> None:
+    for version in "12":
+        id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version=version)).id
+        await client.call("CancelDeployment", deployment_id=id)
+    page = await client.call("GetHistory", pipeline_name=pipeline, limit=1)
+    token = page.next_page_token
+    for change in ({"statuses": [5]}, {"page_token": token[:-1]}, {"page_token": token + "x"}):
+        fields: dict[str, Any] = {"pipeline_name": pipeline, "page_token": token, **change}
+        with pytest.raises(Refused) as refused:
+            await client.call("GetHistory", **fields)
+        assert refused.value.facts["fields"] == "page_token"

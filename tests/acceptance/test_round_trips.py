@@ -1,0 +1,142 @@
+"""What a call costs: counted between the service and its stores."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import grpc
+import psycopg
+import pytest
+
+from deployment_pipeline import guard
+from deployment_pipeline.server import running
+from deployment_pipeline.settings import Settings
+from support.clients import Client, Refused, TypedClient
+from support.proxy import Proxy, postgres_proxy, redis_proxy
+
+# One for each round trip of the extended protocol, and of the simple one.
+ROUND_TRIP = (b"S", b"Q")
+
+
+@dataclass
+class Counted:
+    client: Client
+    postgres: Proxy
+    redis: Proxy
+
+    def reset(self) -> None:
+        self.postgres.reset()
+        self.redis.reset()
+
+    def cost(self) -> tuple[int, int]:
+        """Round trips to Postgres and to Redis since the reset."""
+        return self.postgres.count(*ROUND_TRIP), self.redis.count(b"*")
+
+
+@pytest.fixture
+async def counted(settings: Settings, pipeline: str) -> AsyncIterator[Counted]:
+    """A server behind proxies that has done everything once: statements and scripts are prepared."""
+    async with (
+        postgres_proxy(settings.database_url) as (postgres, database_url),
+        redis_proxy(settings.redis_url) as (redis, redis_url),
+        running(
+            settings.model_copy(
+                update={"database_url": database_url, "redis_url": redis_url, "pool_size": 1}
+            )
+        ) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        client = TypedClient(channel)
+        await life(client, pipeline)
+        counted = Counted(client, postgres, redis)
+        counted.reset()
+        yield counted
+
+
+async def life(client: Client, pipeline: str) -> None:
+    id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id
+    with pytest.raises(Refused):
+        await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")
+    await client.call("GetDeploymentStatus", deployment_id=id)
+    for _ in range(3):
+        await client.call("AdvanceStage", deployment_id=id)
+
+
+async def test_a_trigger_costs_one_round_trip_each(
+    counted: Counted, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "BUDGET_SECONDS", 20)
+    counted.redis.reset(free=1)
+    await counted.client.call("TriggerDeployment", pipeline_name=pipeline, version="1")
+    # What comes after the gate is held back, and yet the answer is there: only the gate is on its path.
+    assert counted.cost()[0] == 1
+    assert counted.redis.count(b"*") <= 2
+    counted.redis.release()
+
+
+async def test_an_advance_costs_one_round_trip_to_postgres(counted: Counted, pipeline: str) -> None:
+    id = (await counted.client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id
+    await asyncio.sleep(0.1)  # the fill is over
+    counted.reset()
+    await counted.client.call("AdvanceStage", deployment_id=id)
+    assert counted.cost() == (1, 0)
+    await counted.client.call("AdvanceStage", deployment_id=id)
+    counted.reset()
+    await counted.client.call("AdvanceStage", deployment_id=id)
+    assert counted.cost() == (1, 1), "the last one tells the guard"
+
+
+async def test_a_read_costs_one_round_trip_to_postgres(counted: Counted, pipeline: str) -> None:
+    id = (await counted.client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id
+    await asyncio.sleep(0.1)  # the fill is over
+    counted.reset()
+    await counted.client.call("GetDeploymentStatus", deployment_id=id)
+    assert counted.cost() == (1, 0)
+
+
+async def test_a_trigger_that_is_known_to_be_hopeless_does_not_reach_postgres(
+    counted: Counted, pipeline: str
+) -> None:
+    await counted.client.call("TriggerDeployment", pipeline_name=pipeline, version="1")
+    await asyncio.sleep(0.1)  # the fill is over
+    counted.reset()
+    for _ in range(10):
+        with pytest.raises(Refused) as refused:
+            await counted.client.call("TriggerDeployment", pipeline_name=pipeline, version="2")
+        assert refused.value.reason == "PIPELINE_BUSY"
+    assert counted.cost() == (0, 10)
+
+
+async def test_a_herd_costs_a_handful(counted: Counted, pipeline: str) -> None:
+    calls = [
+        counted.client.call("TriggerDeployment", pipeline_name=pipeline, version="1") for _ in range(500)
+    ]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    refused = [result for result in results if isinstance(result, Refused)]
+    assert len(refused) == 499
+    assert {refusal.reason for refusal in refused} == {"PIPELINE_BUSY"}
+    assert counted.cost()[0] <= 5
+
+
+def next_transaction_id(sql: psycopg.Connection) -> int:
+    row = sql.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint").fetchone()
+    assert row
+    return int(row[0])
+
+
+@pytest.mark.parametrize("request_ids", [False, True])
+async def test_a_refused_trigger_takes_no_transaction_id(
+    client: Client, pipeline: str, sql: psycopg.Connection, request_ids: bool
+) -> None:
+    await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")
+    before = next_transaction_id(sql)
+    for number in range(50):
+        with pytest.raises(Refused):
+            await client.call(
+                "TriggerDeployment",
+                pipeline_name=pipeline,
+                version="2",
+                request_id=f"r{number}" if request_ids else "",
+            )
+    # Postgres itself may take one or two meanwhile (autovacuum does).
+    assert next_transaction_id(sql) - before < 10

@@ -1,0 +1,226 @@
+"""The service as a process: restarts, signals, health, settings."""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psycopg
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
+
+from support.clients import SERVICE, Client, Refused, TypedClient
+from support.servers import Server, server
+from support.stores import ROOT, Stores, scratch_folder
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+async def test_d1_a_restart_in_the_middle_of_a_pipeline_loses_nothing(
+    stores: Stores, pipeline: str, how: signal.Signals
+) -> None:
+    with server(stores) as running:
+        async with grpc.aio.insecure_channel(running.address) as channel:
+            client = TypedClient(channel)
+            id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id
+            before = await client.call("AdvanceStage", deployment_id=id, request_id="r")
+        running.stop(how)
+        running.start()
+        async with grpc.aio.insecure_channel(running.address) as channel:
+            client = TypedClient(channel)
+            after = await client.call("GetDeploymentStatus", deployment_id=id)
+            assert after.message == before.message
+            with pytest.raises(Refused) as refused:
+                await client.call("TriggerDeployment", pipeline_name=pipeline, version="2")
+            assert refused.value.facts["deployment_id"] == id
+            again = await client.call("AdvanceStage", deployment_id=id, request_id="r")
+            assert (again.replayed, again.current_stage) == (True, "test")
+            for _ in range(2):
+                ended = await client.call("AdvanceStage", deployment_id=id)
+            assert ended.status_name == "COMPLETED"
+            await client.call("TriggerDeployment", pipeline_name=pipeline, version="2")
+        assert running.stop() == 0
+
+
+async def test_sigterm_lets_the_calls_under_way_finish(
+    stores: Stores, pipeline: str, client: Client
+) -> None:
+    id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id
+    with server(stores) as running, psycopg.connect(stores.database_url) as stranger:
+        async with grpc.aio.insecure_channel(running.address) as channel:
+            there = TypedClient(channel)
+            await there.call("GetPipeline", name=pipeline)
+            stranger.execute("SELECT FROM dp_pipelines WHERE name = %s FOR UPDATE", [pipeline])
+            advance = asyncio.create_task(there.call("AdvanceStage", deployment_id=id))
+            await asyncio.sleep(0.3)
+            assert not advance.done(), "it waits for the row"
+            running.process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.3)
+            stranger.rollback()
+            assert (await advance).current_stage == "test"
+        assert await asyncio.to_thread(running.process.wait, 15) == 0
+        assert running.process.stdout
+        running.process.stdout.close()
+
+
+async def test_a_lock_held_by_a_stranger_ends_with_the_callers_deadline(
+    client: Client, pipeline: str, stores: Stores
+) -> None:
+    id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id
+    with psycopg.connect(stores.database_url) as stranger:
+        stranger.execute("SELECT FROM dp_pipelines WHERE name = %s FOR UPDATE", [pipeline])
+        with pytest.raises(Refused) as refused:
+            await client.call("AdvanceStage", deployment_id=id, timeout=0.5)
+        # Client and server see the time end; whoever is first says so, and both mean that nothing happened.
+        assert refused.value.code in (
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            grpc.StatusCode.UNAVAILABLE,
+        )
+        await asyncio.sleep(0.3)
+        waiting = stranger.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        ).fetchone()
+        assert waiting == (0,), "the statement went with its caller's time"
+    status = await client.call("GetDeploymentStatus", deployment_id=id)
+    assert status.current_stage == "build"
+
+
+async def test_health_knows_four_names(server: str) -> None:
+    async with grpc.aio.insecure_channel(server) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        for name in ("", SERVICE, "liveness", "readiness"):
+            answer = await stub.Check(health_pb2.HealthCheckRequest(service=name))
+            assert answer.status == SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as unknown:
+            await stub.Check(health_pb2.HealthCheckRequest(service="nonsense"))
+        assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+        listed = await stub.List(health_pb2.HealthListRequest())
+        assert {name: status.status for name, status in listed.statuses.items()} == dict.fromkeys(
+            ("", SERVICE, "liveness", "readiness"), SERVING
+        )
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_reflection_is_served_under_both_names(server: str, version: str) -> None:
+    async with grpc.aio.insecure_channel(server) as channel:
+        call = channel.stream_stream(
+            f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+        answer: Any = await call.read()
+    assert SERVICE in {service.name for service in answer.list_services_response.service}
+
+
+def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("DP_")}
+    return subprocess.run(
+        [sys.executable, "-m", "deployment_pipeline", *arguments],
+        env={**environment, **settings},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_healthcheck_tells_by_its_exit_code(stores: Stores) -> None:
+    with server(stores) as running:
+        for service in ("readiness", "liveness", SERVICE):
+            result = run("healthcheck", "--service", service, DP_LISTEN=running.address)
+            assert (result.returncode, result.stdout) == (0, "SERVING\n")
+        running.stop()
+    result = run("healthcheck", DP_LISTEN=running.address)
+    assert (result.returncode, result.stdout) == (1, "NOT_SERVING\n")
+
+
+def test_config_prints_the_settings_without_secrets() -> None:
+    result = run("config", DP_DATABASE_URL="postgresql://u:s3cret@db/dp", DP_POOL_SIZE="3")
+    assert "DP_POOL_SIZE=3\t" in result.stdout
+    assert "DP_DATABASE_URL=postgresql://u:***@db/dp\t" in result.stdout
+    assert "s3cret" not in result.stdout + result.stderr
+
+
+def test_broken_settings_are_reported_all_at_once() -> None:
+    result = run("serve", DP_LISTEN="nowhere", DP_POOL_SIZE="0", DP_NONSENSE="1")
+    assert result.returncode == 2
+    for name in ("DP_LISTEN", "DP_POOL_SIZE", "DP_NONSENSE"):
+        assert name in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_missing_stores_are_reported() -> None:
+    result = run("serve")
+    assert result.returncode == 2
+    assert "DP_DATABASE_URL and DP_REDIS_URL must be set" in result.stderr
+
+
+def test_a_port_that_is_taken_is_reported(stores: Stores) -> None:
+    with server(stores) as running:
+        result = run(
+            "serve",
+            DP_LISTEN=running.address,
+            DP_DATABASE_URL=stores.database_url,
+            DP_REDIS_URL=stores.redis_url,
+        )
+        running.stop()
+    assert result.returncode == 2
+    assert running.address in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_postgres_that_is_away_is_reported(stores: Stores) -> None:
+    result = run("serve", DP_DATABASE_URL="postgresql://127.0.0.1:1/dp", DP_REDIS_URL=stores.redis_url)
+    assert result.returncode == 2
+    assert "DP_DATABASE_URL" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux to see child processes")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+async def test_embedded_stores_keep_their_data_and_leave_no_process(how: signal.Signals) -> None:
+    with scratch_folder() as folder:
+        embedded = EmbeddedServer(folder)
+        for run in range(2):
+            stores_of_it = children(embedded.process.pid)
+            assert len(stores_of_it) == 2
+            async with grpc.aio.insecure_channel(embedded.address) as channel:
+                client = TypedClient(channel)
+                answer = await client.call("CreatePipeline", name="shop", stages=["a"])
+                assert answer.replayed is (run == 1)
+            assert embedded.stop(how) == 0
+            assert all(map(gone, stores_of_it))
+            if run == 0:
+                embedded.start()
+
+
+class EmbeddedServer(Server):
+    """`deployment-pipeline serve --embedded`, as `make run` starts it."""
+
+    arguments = ("serve", "--embedded")
+
+    def __init__(self, folder: Path) -> None:
+        self.settings = {"DP_LISTEN": "127.0.0.1:0", "DP_DATA_DIR": str(folder)}
+        self.start()
+
+
+def test_every_setting_is_documented() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for name in re.findall("^DP_[A-Z_]+", run("config").stdout, re.MULTILINE):
+        assert f"`{name}`" in readme
