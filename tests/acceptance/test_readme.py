@@ -5,12 +5,9 @@ import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-
-import pytest
 
 from support.servers import server
-from support.stores import ROOT, Stores
+from support.stores import ROOT, Stores, scratch_folder
 
 README = (ROOT / "README.md").read_text()
 # Prints the shell's variables and functions after a command, so that the next one can have them.
@@ -44,10 +41,8 @@ def appears(line: str, printed: str) -> bool:
     return re.search(f"^{pattern}", printed, re.MULTILINE) is not None
 
 
-def test_the_commands_do_what_is_written(
-    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with server(stores) as running:
+def test_the_commands_do_what_is_written(stores: Stores) -> None:
+    with server(stores) as running, scratch_folder() as folder:
         state = ""
         for command in commands():
             text = command.text.replace("127.0.0.1:50051", running.address)
@@ -60,7 +55,7 @@ def test_the_commands_do_what_is_written(
                     "-c",
                     f"{state}\n{text}\necho '{SEPARATOR}'; declare -p ID 2>/dev/null; declare -f",
                 ],
-                cwd=tmp_path,
+                cwd=folder,
                 env={**os.environ, "PATH": f"{ROOT}/.venv/bin:{os.environ['PATH']}"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -73,7 +68,7 @@ def test_the_commands_do_what_is_written(
             for line in command.output:
                 assert appears(line, printed), f"{command.text}\nprinted\n{printed}\nwithout\n{line}"
         assert running.stop() == 0
-    assert not list(tmp_path.iterdir()), "the README cleans up"
+        assert not list(folder.iterdir()), "the README cleans up"
 
 
 def test_there_are_commands() -> None:
