@@ -1,14 +1,22 @@
 """Model to proto, and proto to what the engine takes. Total, and without I/O."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from deployment_pipeline.errors import InvalidFields, NotServedYet, Violation
-from deployment_pipeline.model import Deployment, HistoryFilter, Pipeline
+from deployment_pipeline.errors import InvalidFields, Violation, busy_with, by, until
+from deployment_pipeline.model import (
+    Deployment,
+    HistoryFilter,
+    Lock,
+    LoggedEvent,
+    Pipeline,
+    PipelineState,
+    Waiting,
+)
 from deployment_pipeline.states import Status
 from dp.v1 import deployment_pipeline_pb2 as pb
 
@@ -25,6 +33,7 @@ def pipeline(model: Pipeline) -> pb.Pipeline:
         revision=model.revision,
         created_at=_timestamp(model.created_at),
         updated_at=_timestamp(model.updated_at),
+        lock=_lock(model.lock),
     )
 
 
@@ -51,15 +60,12 @@ def deployment(model: Deployment) -> pb.DeploymentStatus:
         total_stages=len(model.stages),
         triggered_by=model.triggered_by,
         reason=model.reason,
-        cause=(
-            pb.Cause(code=pb.Cause.Code.Value(model.cause), message=model.cause_message)
-            if model.cause
-            else None
-        ),
+        cause=_cause(model),
         labels=model.labels,
         rollback_of=_id(model.rollback_of),
         redeployed_by=_id(model.redeployed_by),
         superseded_by=_id(model.superseded_by),
+        queue_position=model.waiting.position if model.waiting else None,
     )
 
 
@@ -109,18 +115,106 @@ def history_filter(request: pb.GetHistoryRequest) -> HistoryFilter:
     )
 
 
-def refuse_unserved_trigger(request: pb.TriggerDeploymentRequest) -> None:
-    on_busy = pb.TriggerDeploymentRequest.OnBusy
-    if request.on_busy in (on_busy.QUEUE, on_busy.SUPERSEDE):
-        raise NotServedYet(f"on_busy = {on_busy.Name(request.on_busy)}")
-    if request.on_busy not in on_busy.values():
-        rule = f"must be one of {', '.join(on_busy.keys()[1:])}, not {request.on_busy}"
-        raise InvalidFields([Violation("on_busy", rule)])
+def unlocked(made: tuple[Pipeline, Deployment | None]) -> pb.UnlockPipelineResponse:
+    model, started = made
+    return pb.UnlockPipelineResponse(
+        pipeline=pipeline(model), started=deployment(started) if started else None
+    )
 
 
-def refuse_unserved_rollback(request: pb.RollbackRequest) -> None:
-    if redeploy := request.WhichOneof("redeploy"):
-        raise NotServedYet(redeploy)
+def state(model: PipelineState) -> pb.PipelineState:
+    return pb.PipelineState(
+        pipeline=pipeline(model.pipeline),
+        active=deployment(model.active) if model.active else None,
+        queue=map(deployment, model.queue),
+        pending_count=model.pending_count,
+        stages=[
+            pb.StageState(
+                name=stage.name,
+                deployment_id=_id(stage.deployment_id),
+                version=stage.version,
+                seq=stage.seq,
+                completed_at=_timestamp(stage.completed_at),
+            )
+            for stage in model.stages
+        ],
+    )
+
+
+def events(models: Sequence[LoggedEvent], more: bool) -> pb.ListEventsResponse:
+    return pb.ListEventsResponse(events=map(_event, models), more=more)
+
+
+def on_busy(request: pb.TriggerDeploymentRequest) -> str:
+    """The name of the value; a number that is none stays a number."""
+    values = pb.TriggerDeploymentRequest.OnBusy
+    if request.on_busy == values.ON_BUSY_UNSPECIFIED:
+        return values.Name(values.REJECT)
+    known = request.on_busy in values.values()
+    return values.Name(request.on_busy) if known else str(request.on_busy)
+
+
+def expiry(request: pb.LockPipelineRequest) -> datetime | None:
+    """Raises InvalidFields for a time that is none."""
+    if not request.HasField("expires_at"):
+        return None
+    try:
+        return request.expires_at.ToDatetime(UTC)
+    except ValueError:
+        rule = "must be a time between the years 1 and 9999"
+        raise InvalidFields([Violation("expires_at", rule)]) from None
+
+
+def _event(model: LoggedEvent) -> pb.Event:
+    statuses = pb.DeploymentStatus.Status
+    return pb.Event(
+        pipeline_name=model.pipeline_name,
+        event_no=model.event_no,
+        type=pb.Event.Type.Value(model.type),
+        deployment_id=_id(model.deployment_id),
+        stage=model.stage,
+        from_status=statuses.Value(model.from_status or "STATUS_UNSPECIFIED"),
+        to_status=statuses.Value(model.to_status or "STATUS_UNSPECIFIED"),
+        actor=model.actor,
+        reason=model.reason,
+        request_id=model.request_id,
+        created_at=_timestamp(model.created_at),
+    )
+
+
+def _lock(lock: Lock | None) -> pb.Lock | None:
+    if lock is None:
+        return None
+    return pb.Lock(
+        owner=lock.owner,
+        reason=lock.reason,
+        locked_at=_timestamp(lock.locked_at),
+        expires_at=_timestamp(lock.expires_at),
+    )
+
+
+def _cause(model: Deployment) -> pb.Cause | None:
+    if model.cause:
+        return pb.Cause(code=pb.Cause.Code.Value(model.cause), message=model.cause_message)
+    return _waits(model.waiting) if model.waiting else None
+
+
+def _waits(waiting: Waiting) -> pb.Cause:
+    lock = (
+        f"the pipeline is locked{by(waiting.lock_owner)} {until(waiting.lock_expires_at)}:"
+        f" {waiting.lock_reason}"
+    )
+    if waiting.active:
+        active = waiting.active
+        message = busy_with(active.id, active.version, active.stage, active.since)
+        return pb.Cause(code=pb.Cause.BUSY, message=f"{message}; {lock}" if waiting.locked else message)
+    if waiting.locked:
+        return pb.Cause(code=pb.Cause.LOCKED, message=lock)
+    return pb.Cause(
+        code=pb.Cause.NOT_RESUMED,
+        message="the lock is over, and nobody has resumed the line: the next TriggerDeployment on the"
+        " pipeline starts its head, or UnlockPipeline with start_next",
+    )
 
 
 def _timestamp(time: datetime | None) -> Timestamp | None:

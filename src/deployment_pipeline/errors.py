@@ -14,9 +14,24 @@ from deployment_pipeline.states import Status
 
 
 def _text(fact: object) -> str:
+    if fact is None:
+        return ""
     if isinstance(fact, datetime):
         return fact.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return str(fact)
+
+
+def by(owner: str) -> str:
+    return f' by "{owner}"' if owner else ""
+
+
+def until(expires_at: datetime | None) -> str:
+    return f"until {_text(expires_at)}" if expires_at else "without an end"
+
+
+def busy_with(id: UUID, version: str, stage: str, since: datetime) -> str:
+    """Who holds a pipeline, where it is and since when."""
+    return f'deployment {id} of version "{version}", at stage "{stage}", holds it since {_text(since)}'
 
 
 @dataclass(eq=False)
@@ -65,17 +80,6 @@ class RequestIdReused(Refusal):
             f'request_id "{self.request_id}" was already used in this pipeline for another request;'
             " make a new one for each change"
         )
-
-
-@dataclass(eq=False)
-class NotServedYet(Refusal):
-    """The contract has it, this release does not."""
-
-    reason = "NOT_SERVED_YET"
-    feature: str
-
-    def __str__(self) -> str:
-        return f"{self.feature} is not served by this release; leave it out"
 
 
 @dataclass(eq=False)
@@ -132,9 +136,79 @@ class PipelineBusy(Refusal):
 
     def __str__(self) -> str:
         return (
-            f'pipeline "{self.pipeline}" is busy: deployment {self.deployment_id} of version'
-            f' "{self.version}", at stage "{self.stage}", holds it since {_text(self.since)};'
-            " trigger again when it has ended (AdvanceStage, Rollback or CancelDeployment end it)"
+            f'pipeline "{self.pipeline}" is busy:'
+            f" {busy_with(self.deployment_id, self.version, self.stage, self.since)};"
+            " trigger with on_busy QUEUE to wait behind it, or again when it has ended"
+            " (AdvanceStage, Rollback or CancelDeployment end it)"
+        )
+
+
+@dataclass(eq=False)
+class PipelineLocked(Refusal):
+    """People have frozen the pipeline."""
+
+    reason = "PIPELINE_LOCKED"
+    pipeline: str
+    owner: str
+    lock_reason: str
+    since: datetime
+    expires_at: datetime | None
+
+    def __str__(self) -> str:
+        return (
+            f'pipeline "{self.pipeline}" is locked{by(self.owner)} since {_text(self.since)},'
+            f" {until(self.expires_at)}: {self.lock_reason}; UnlockPipeline lifts the lock"
+        )
+
+
+@dataclass(eq=False)
+class PipelineNotLocked(Refusal):
+    """There is no lock to lift, and nothing that start_next could start."""
+
+    reason = "PIPELINE_NOT_LOCKED"
+    pipeline: str
+
+    def __str__(self) -> str:
+        return (
+            f'pipeline "{self.pipeline}" is not locked (a lock may have expired), and there is nothing to'
+            " start; GetPipelineState shows where it stands"
+        )
+
+
+@dataclass(eq=False)
+class QueueFull(Refusal):
+    """max_pending deployments wait already."""
+
+    reason = "QUEUE_FULL"
+    pipeline: str
+    max_pending: int
+
+    def __str__(self) -> str:
+        if self.max_pending == 0:
+            return (
+                f'pipeline "{self.pipeline}" lets nothing wait (max_pending is 0);'
+                " trigger again when the active deployment has ended"
+            )
+        return (
+            f'all {self.max_pending} places in line of pipeline "{self.pipeline}" are taken; trigger again'
+            " when one has started, cancel one, or trigger with on_busy SUPERSEDE"
+        )
+
+
+@dataclass(eq=False)
+class NoKnownGood(Refusal):
+    """No COMPLETED deployment of another version to go back to."""
+
+    reason = "NO_KNOWN_GOOD"
+    pipeline: str
+    deployment_id: UUID
+    version: str
+
+    def __str__(self) -> str:
+        return (
+            f'no version other than "{self.version}" was ever completed on pipeline "{self.pipeline}", so'
+            f" there is none to go back to; nothing was changed: deployment {self.deployment_id} is still"
+            " IN_PROGRESS; roll it back without redeploy, or with redeploy_version"
         )
 
 

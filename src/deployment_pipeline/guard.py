@@ -4,7 +4,8 @@ Two keys per pipeline (the braces make them share a cluster slot):
 
     dp:active:{pipeline}   the id of the active deployment, set with NX. Alone it refuses nobody.
     dp:lease:{pipeline}    C:seq:id:...  Postgres confirmed that this deployment is active, or
-                           T:seq         every deployment up to seq is over (a tombstone).
+                           T:seq         this deployment is over (a tombstone), and those up to seq that
+                                         have a confirmation under way had better ask again.
 
 A trigger passes the *gate*. It is refused there only by a live C lease whose id is also in dp:active. Else
 it goes on to Postgres, which judges; what Postgres said is *filled* in. The *end* of a deployment leaves a
@@ -101,13 +102,18 @@ redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[5])
 return 1
 """
 
-# ARGV: seq and id of the ended one, T_c.
+# ARGV: seq and id of the ended one, T_c, TTL of active, the id that took its slot or ''. A late end may
+# throw away the lease of the one that followed: that costs a Postgres statement.
 _END = """
-local newer, ended = newest_seq(read(KEYS[2]))
-if newer <= tonumber(ARGV[1]) and ended < tonumber(ARGV[1]) then
-    redis.call('SET', KEYS[2], 'T:' .. ARGV[1], 'PX', ARGV[3])
+local _, ended = newest_seq(read(KEYS[2]))
+redis.call('SET', KEYS[2], string.format('T:%.0f', math.max(tonumber(ARGV[1]), ended)), 'PX', ARGV[3])
+if read(KEYS[1]) == ARGV[2] then
+    if ARGV[5] == '' then
+        redis.call('DEL', KEYS[1])
+    else
+        redis.call('SET', KEYS[1], ARGV[5], 'PX', ARGV[4])
+    end
 end
-let_go(ARGV[2])
 return 1
 """
 
@@ -196,9 +202,17 @@ class Guard:
             str(passed),
         )
 
-    async def end(self, ended: Deployment) -> None:
-        """After the commit that freed the slot, before its caller gets the answer."""
-        await self._run(self._end, ended.pipeline_name, ended.seq, str(ended.id), self._lease_ms)
+    async def end(self, ended: Deployment, started: UUID | None) -> None:
+        """After the commit that freed the slot, before its caller gets the answer; `started` took it."""
+        await self._run(
+            self._end,
+            ended.pipeline_name,
+            ended.seq,
+            str(ended.id),
+            self._lease_ms,
+            ACTIVE_TTL_MS,
+            str(started or ""),
+        )
 
     async def release(self, pipeline: str, id: UUID) -> None:
         """A trigger that passed the gate came to nothing: take its reservation back."""

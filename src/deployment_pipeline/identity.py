@@ -32,5 +32,15 @@ def deployment_id_for(pipeline: str, request_id: str) -> UUID:
     """Known before any I/O, so that a retry names the same deployment; else ordered by time (version 7)."""
     if request_id:
         return uuid5(_NAMESPACE, f"{pipeline}/{request_id}")
+    return _by_time()
+
+
+def redeployment_id_for(rolled_back: UUID) -> UUID:
+    """Of the deployment that a rollback puts in its place. A deployment is rolled back once, so there is
+    one, and a repeat names the same."""
+    return uuid5(_NAMESPACE, f"redeployment of {rolled_back}")
+
+
+def _by_time() -> UUID:
     bits = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
     return UUID(int=bits & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62)

@@ -12,6 +12,14 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
+class Lock:
+    owner: str
+    reason: str
+    locked_at: datetime
+    expires_at: datetime | None  # None: it does not expire
+
+
+@dataclass(frozen=True, slots=True)
 class Pipeline:
     name: str
     stages: tuple[str, ...]
@@ -21,6 +29,7 @@ class Pipeline:
     revision: int
     created_at: datetime
     updated_at: datetime
+    lock: Lock | None  # the one that stood when this was read
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +37,28 @@ class StageRun:
     name: str
     entered_at: datetime | None
     left_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Active:
+    """What others need to know of the deployment that is IN_PROGRESS."""
+
+    id: UUID
+    version: str
+    stage: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Where a PENDING deployment stands in line, and what is in the way."""
+
+    position: int  # 1: the next to start
+    active: Active | None
+    locked: bool
+    lock_owner: str
+    lock_reason: str
+    lock_expires_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +76,13 @@ class Deployment:
     completed_at: datetime | None
     triggered_by: str
     reason: str
-    cause: str | None  # a code of the proto's Cause
+    cause: str | None  # why it ended: CANCELLED, ROLLED_BACK or SUPERSEDED
     cause_message: str
     labels: Mapping[str, str]
     rollback_of: UUID | None
     redeployed_by: UUID | None
     superseded_by: UUID | None
+    waiting: Waiting | None  # set if it is PENDING
 
     @property
     def current_stage(self) -> str:
@@ -68,12 +100,59 @@ class Deployment:
 
 
 @dataclass(frozen=True, slots=True)
+class StageState:
+    """The deployment that completed a stage last: what is live there."""
+
+    name: str
+    deployment_id: UUID | None
+    version: str
+    seq: int
+    completed_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineState:
+    pipeline: Pipeline
+    active: Deployment | None
+    queue: Sequence[Deployment]  # the next to start first; no more than were asked for
+    pending_count: int
+    stages: Sequence[StageState]
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedEvent:
+    """One line of the audit trail."""
+
+    pipeline_name: str
+    event_no: int
+    type: str
+    deployment_id: UUID | None
+    stage: str
+    from_status: Status | None
+    to_status: Status | None
+    actor: str
+    reason: str
+    request_id: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class HistoryFilter:
     """Which deployments of a pipeline to show; empty: all."""
 
     statuses: Sequence[Status] = ()
     reached_stage: str = ""
     completed_stage: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a change's SQL function answered: its outcome's word, and the rows that it is about."""
+
+    outcome: str
+    deployment: Deployment | None = None
+    pipeline: Pipeline | None = None
+    started: UUID | None = None  # what took the slot that was freed
 
 
 @dataclass(frozen=True, slots=True)

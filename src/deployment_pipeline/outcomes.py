@@ -1,71 +1,75 @@
-"""The store's outcome words, as answers or refusals."""
+"""The outcome words of the SQL functions, as refusals."""
 
-from typing import NoReturn
 from uuid import UUID
 
 from deployment_pipeline.errors import (
     DeploymentEnded,
     DeploymentNotFound,
     DeploymentNotInProgress,
+    InvalidFields,
+    NoKnownGood,
     PipelineBusy,
     PipelineExists,
+    PipelineLocked,
     PipelineNotFound,
+    PipelineNotLocked,
+    QueueFull,
+    Refusal,
     RequestIdReused,
     RevisionMismatch,
     StageMismatch,
+    Violation,
 )
-from deployment_pipeline.model import Change, Deployment, Pipeline
+from deployment_pipeline.model import Deployment, Judged, Pipeline
 
 
-def pipeline(
-    outcome: str, found: Pipeline | None, name: str, request_id: str, expected_revision: int = 0
-) -> Change[Pipeline]:
-    """Of dp_create_pipeline and dp_update_pipeline."""
-    match outcome, found:
-        case (("OK" | "REPLAYED"), Pipeline()):
-            return Change(found, outcome == "REPLAYED")
-        case "PIPELINE_NOT_FOUND", _:
-            raise PipelineNotFound(name)
-        case "PIPELINE_EXISTS", Pipeline():
-            raise PipelineExists(name, found.revision, found.stages)
-        case "REVISION_MISMATCH", Pipeline():
-            raise RevisionMismatch(name, expected_revision, found.revision)
+def refusal_of_deployment_change(
+    judged: Judged, id: UUID, request_id: str, expected_stage: str
+) -> Refusal | None:
+    """Of dp_advance, dp_cancel and dp_rollback; None if the change was made."""
+    match judged:
+        case Judged("OK" | "REPLAYED"):
+            return None
+        case Judged("DEPLOYMENT_NOT_FOUND"):
+            return DeploymentNotFound(id)
+        case Judged("DEPLOYMENT_NOT_IN_PROGRESS", Deployment() as d):
+            return DeploymentNotInProgress(id, d.status)
+        case Judged("DEPLOYMENT_ENDED", Deployment() as d) if d.completed_at:
+            return DeploymentEnded(id, d.status, d.completed_at)
+        case Judged("STAGE_MISMATCH", Deployment() as d):
+            return StageMismatch(id, expected_stage, d.current_stage)
+        case Judged("NO_KNOWN_GOOD", Deployment() as d):
+            return NoKnownGood(d.pipeline_name, id, d.version)
         case _:
-            _rest(outcome, request_id)
+            return _rest(judged, request_id)
 
 
-def trigger(
-    outcome: str, found: Deployment | None, pipeline_name: str, request_id: str
-) -> Change[Deployment]:
-    """Of dp_trigger."""
-    match outcome, found:
-        case (("OK" | "REPLAYED"), Deployment()):
-            return Change(found, outcome == "REPLAYED")
-        case "PIPELINE_NOT_FOUND", _:
-            raise PipelineNotFound(pipeline_name)
-        case "PIPELINE_BUSY", Deployment():
-            raise busy(found)
+def refusal_of_pipeline_change(
+    judged: Judged, name: str, request_id: str, expected_revision: int = 0
+) -> Refusal | None:
+    """Of dp_trigger and of the functions that change a pipeline; None if the change was made."""
+    match judged:
+        case Judged("OK" | "REPLAYED"):
+            return None
+        case Judged("PIPELINE_NOT_FOUND"):
+            return PipelineNotFound(name)
+        case Judged("PIPELINE_BUSY", Deployment() as active):
+            return busy(active)
+        case Judged("PIPELINE_LOCKED", pipeline=Pipeline() as p) if p.lock:
+            lock = p.lock
+            return PipelineLocked(name, lock.owner, lock.reason, lock.locked_at, lock.expires_at)
+        case Judged("PIPELINE_NOT_LOCKED"):
+            return PipelineNotLocked(name)
+        case Judged("QUEUE_FULL", pipeline=Pipeline() as p):
+            return QueueFull(name, p.max_pending)
+        case Judged("PIPELINE_EXISTS", pipeline=Pipeline() as p):
+            return PipelineExists(name, p.revision, p.stages)
+        case Judged("REVISION_MISMATCH", pipeline=Pipeline() as p):
+            return RevisionMismatch(name, expected_revision, p.revision)
+        case Judged("EXPIRY_PASSED"):
+            return InvalidFields([Violation("expires_at", "must be in the future")])
         case _:
-            _rest(outcome, request_id)
-
-
-def deployment(
-    outcome: str, found: Deployment | None, id: UUID, request_id: str, expected_stage: str
-) -> Change[Deployment]:
-    """Of dp_advance and dp_end."""
-    match outcome, found:
-        case (("OK" | "REPLAYED"), Deployment()):
-            return Change(found, outcome == "REPLAYED")
-        case "DEPLOYMENT_NOT_FOUND", _:
-            raise DeploymentNotFound(id)
-        case "DEPLOYMENT_NOT_IN_PROGRESS", Deployment():
-            raise DeploymentNotInProgress(id, found.status)
-        case "DEPLOYMENT_ENDED", Deployment() if found.completed_at:
-            raise DeploymentEnded(id, found.status, found.completed_at)
-        case "STAGE_MISMATCH", Deployment():
-            raise StageMismatch(id, expected_stage, found.current_stage)
-        case _:
-            _rest(outcome, request_id)
+            return _rest(judged, request_id)
 
 
 def busy(active: Deployment) -> PipelineBusy:
@@ -78,7 +82,7 @@ def busy(active: Deployment) -> PipelineBusy:
     )
 
 
-def _rest(outcome: str, request_id: str) -> NoReturn:
-    if outcome == "REQUEST_ID_REUSED":
-        raise RequestIdReused(request_id)
-    raise AssertionError(f"the store answered {outcome}")
+def _rest(judged: Judged, request_id: str) -> Refusal:
+    if judged.outcome == "REQUEST_ID_REUSED":
+        return RequestIdReused(request_id)
+    raise AssertionError(f"the store answered {judged.outcome}")

@@ -13,6 +13,7 @@ NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 MAX_STAGES = 100
 MAX_VERSION_CHARS = 256
 MAX_TEXT_BYTES = 4096
+MAX_OWNER_CHARS = 256
 MAX_LABELS = 64
 MAX_LABEL_KEY_CHARS = 63
 MAX_LABEL_VALUE_CHARS = 256
@@ -70,6 +71,10 @@ class Rules:
             self.broken(field, "must not hold control characters other than newline and tab")
         elif len(value.encode()) > MAX_TEXT_BYTES:
             self.broken(field, f"must be at most {MAX_TEXT_BYTES} bytes")
+
+    def owner(self, field: str, value: str) -> None:
+        if len(value) > MAX_OWNER_CHARS or not _printable(value):
+            self.broken(field, f"must be at most {MAX_OWNER_CHARS} printable characters")
 
     def labels(self, field: str, labels: Mapping[str, str]) -> None:
         if len(labels) > MAX_LABELS:

@@ -1,8 +1,9 @@
 """The law: which status a deployment may have, what may happen to it, and where that leads.
 
-A deployment is IN_PROGRESS while it holds its pipeline's one slot. PENDING ones wait for the slot; the
-other three statuses are final, and nothing leaves them. Everything that `TRANSITIONS` does not list is
-refused.
+A deployment is IN_PROGRESS while it holds its pipeline's one slot. PENDING ones wait for the slot, in the
+order of their triggers; whatever frees the slot (COMPLETE, ROLLBACK, CANCEL) promotes the oldest in the
+same commit, unless the pipeline is locked or a rollback puts another in its place. The other three statuses
+are final, and nothing leaves them. Everything that `TRANSITIONS` does not list is refused.
 
 This table is the only copy that people edit. The CHECK on `dp_events` makes Postgres refuse any other
 transition, and a test compares the two over the whole product of statuses and events; the proto's enum and
@@ -23,7 +24,10 @@ class Status(StrEnum):
 class Event(StrEnum):
     """What happens to a deployment; the `type` of its rows in the event log."""
 
-    TRIGGER = "TRIGGER"  # asked for, and the slot was free
+    TRIGGER = "TRIGGER"  # asked for, and the slot was free; or put in the place of one rolled back
+    QUEUE = "QUEUE"  # asked for, and the slot was taken
+    PROMOTE = "PROMOTE"  # the slot was freed, and it was the oldest in line
+    SUPERSEDE = "SUPERSEDE"  # a newer one took its place in line
     ADVANCE = "ADVANCE"  # to the next stage
     COMPLETE = "COMPLETE"  # advanced from the last stage
     ROLLBACK = "ROLLBACK"
@@ -32,6 +36,9 @@ class Event(StrEnum):
 
 TRANSITIONS: dict[tuple[Status | None, Event], Status] = {
     (None, Event.TRIGGER): Status.IN_PROGRESS,
+    (None, Event.QUEUE): Status.PENDING,
+    (Status.PENDING, Event.PROMOTE): Status.IN_PROGRESS,
+    (Status.PENDING, Event.SUPERSEDE): Status.CANCELLED,
     (Status.PENDING, Event.CANCEL): Status.CANCELLED,
     (Status.IN_PROGRESS, Event.ADVANCE): Status.IN_PROGRESS,
     (Status.IN_PROGRESS, Event.COMPLETE): Status.COMPLETED,

@@ -31,11 +31,14 @@ MAX_VIOLATIONS_BYTES = 1800
 CODES: dict[type[Refusal], StatusCode] = {
     errors.InvalidFields: StatusCode.INVALID_ARGUMENT,
     errors.RequestIdReused: StatusCode.INVALID_ARGUMENT,
-    errors.NotServedYet: StatusCode.UNIMPLEMENTED,
     errors.PipelineNotFound: StatusCode.NOT_FOUND,
     errors.DeploymentNotFound: StatusCode.NOT_FOUND,
     errors.PipelineExists: StatusCode.ALREADY_EXISTS,
     errors.PipelineBusy: StatusCode.FAILED_PRECONDITION,
+    errors.PipelineLocked: StatusCode.FAILED_PRECONDITION,
+    errors.PipelineNotLocked: StatusCode.FAILED_PRECONDITION,
+    errors.NoKnownGood: StatusCode.FAILED_PRECONDITION,
+    errors.QueueFull: StatusCode.RESOURCE_EXHAUSTED,
     errors.DeploymentNotInProgress: StatusCode.FAILED_PRECONDITION,
     errors.DeploymentEnded: StatusCode.FAILED_PRECONDITION,
     errors.StageMismatch: StatusCode.ABORTED,
@@ -72,11 +75,16 @@ def _details(refusal: Refusal, message: str) -> list[Message]:
             return [ResourceInfo(resource_type="dp.v1.Pipeline", resource_name=name)]
         case errors.DeploymentNotFound(id):
             return [ResourceInfo(resource_type="dp.v1.Deployment", resource_name=str(id))]
-        case errors.PipelineBusy(subject):
+        case (
+            errors.PipelineBusy(subject)
+            | errors.PipelineLocked(subject)
+            | errors.PipelineNotLocked(subject)
+            | errors.NoKnownGood(subject)
+        ):
             return [_precondition(refusal.reason, f"pipelines/{subject}", message)]
         case errors.DeploymentNotInProgress(id) | errors.DeploymentEnded(id):
             return [_precondition(refusal.reason, f"deployments/{id}", message)]
-        case errors.Overloaded() | errors.StoreUnavailable() | errors.ShuttingDown():
+        case errors.QueueFull() | errors.Overloaded() | errors.StoreUnavailable() | errors.ShuttingDown():
             return [RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_SECONDS))]
         case _:
             return []

@@ -1,54 +1,75 @@
 """The only place that speaks SQL.
 
 A change is one call of one function in sql/functions: one round trip, and no row lock is ever held while
-this process is elsewhere. The function's outcome comes back as a word with the row it is about. A read is
-one statement.
+this process is elsewhere. The function's outcome comes back as a word with the rows it is about. A read is
+one statement, that of a pipeline's state two.
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from deployment_pipeline.database import Database, Row
+from deployment_pipeline.database import Database
 from deployment_pipeline.identity import RequestKey
-from deployment_pipeline.model import Deployment, HistoryFilter, Pipeline
-from deployment_pipeline.states import Status
-
-# In the order of the model's fields.
-_PIPELINE = (
-    *("name", "stages", "description", "labels", "max_pending", "revision", "created_at"),
-    "updated_at",
+from deployment_pipeline.model import (
+    Deployment,
+    HistoryFilter,
+    Judged,
+    LoggedEvent,
+    Pipeline,
+    PipelineState,
 )
-_DEPLOYMENT = (
-    *("id", "pipeline_name", "seq", "version", "stages", "stage_index", "stage_entered_at", "status"),
-    *("created_at", "started_at", "completed_at", "triggered_by", "reason", "cause", "cause_message"),
-    *("labels", "rollback_of", "redeployed_by", "superseded_by"),
+from deployment_pipeline.rows import (
+    DEPLOYMENT_WIDTH,
+    PIPELINE_WIDTH,
+    WAITING_WIDTH,
+    deployment_columns,
+    pipeline_columns,
+    to_deployment,
+    to_event,
+    to_pipeline,
+    to_stage_state,
+    waiting_columns,
 )
 
 
-def _of(row: str, columns: Sequence[str]) -> str:
-    return ", ".join(f"{row}.{column}" for column in columns)
-
-
-def _call(function: str, arguments: int, returns: str, columns: Sequence[str]) -> bytes:
+def _call(function: str, arguments: int, *columns: str) -> bytes:
     placeholders = ", ".join(["%s"] * arguments)
-    return f"SELECT outcome, {_of(f'({returns})', columns)} FROM {function}({placeholders})".encode()
+    return f"SELECT outcome, {', '.join(columns)} FROM {function}({placeholders})".encode()
 
 
-_CREATE_PIPELINE = _call("dp_create_pipeline", 8, "pipeline", _PIPELINE)
-_UPDATE_PIPELINE = _call("dp_update_pipeline", 9, "pipeline", _PIPELINE)
-_TRIGGER = _call("dp_trigger", 8, "deployment", _DEPLOYMENT)
-_ADVANCE = _call("dp_advance", 6, "deployment", _DEPLOYMENT)
-_END = _call("dp_end", 6, "deployment", _DEPLOYMENT)
-_GET_PIPELINE = f"SELECT {_of('p', _PIPELINE)} FROM dp_pipelines p WHERE name = %s".encode()
-_LIST_PIPELINES = (
-    f"SELECT {_of('p', _PIPELINE)} FROM dp_pipelines p WHERE name > %s ORDER BY name LIMIT %s".encode()
-)
-_GET_DEPLOYMENT = f"SELECT {_of('d', _DEPLOYMENT)} FROM dp_deployments d WHERE id = %s".encode()
+_DEPLOYMENT = deployment_columns("(deployment)")
+_PIPELINE = pipeline_columns("(pipeline)")
+
+CREATE_PIPELINE = _call("dp_create_pipeline", 8, _PIPELINE)
+UPDATE_PIPELINE = _call("dp_update_pipeline", 9, _PIPELINE)
+LOCK_PIPELINE = _call("dp_lock_pipeline", 7, _PIPELINE)
+UNLOCK_PIPELINE = _call("dp_unlock_pipeline", 6, _PIPELINE, _DEPLOYMENT)
+TRIGGER = _call("dp_trigger", 9, _DEPLOYMENT, _PIPELINE, waiting_columns("(waiting)"))
+ADVANCE = _call("dp_advance", 6, _DEPLOYMENT, "started")
+CANCEL = _call("dp_cancel", 5, _DEPLOYMENT, "started")
+ROLLBACK = _call("dp_rollback", 7, _DEPLOYMENT, "started")
+
+PING = b"SELECT 1"
+PAGE_TOKEN_KEY = b"SELECT page_token_key FROM dp_installation"
+GET_PIPELINE = f"SELECT {pipeline_columns('p')} FROM dp_pipelines p WHERE name = %s".encode()
+LIST_PIPELINES = f"""
+    SELECT {pipeline_columns("p")} FROM dp_pipelines p WHERE name > %s ORDER BY name LIMIT %s
+""".encode()
+
+_WAITING = """
+    LEFT JOIN LATERAL (
+        SELECT (dp_waiting_for(d.pipeline_name, d.seq)).* WHERE d.status = 'PENDING'
+    ) w ON true
+"""
+GET_DEPLOYMENT = f"""
+    SELECT {deployment_columns("d")}, {waiting_columns("w")} FROM dp_deployments d {_WAITING} WHERE id = %s
+""".encode()
 # One row without a deployment when there is a pipeline and nothing to show; none when there is no pipeline.
-_HISTORY = f"""
-    SELECT {_of("d", _DEPLOYMENT)}
+HISTORY = f"""
+    SELECT {deployment_columns("d")}, {waiting_columns("w")}
     FROM dp_pipelines p LEFT JOIN LATERAL (
         SELECT * FROM dp_deployments d
         WHERE d.pipeline_name = p.name AND d.seq < %(before)s
@@ -57,27 +78,46 @@ _HISTORY = f"""
           AND (%(completed)s::text IS NULL OR array_position(d.stages, %(completed)s)
                <= d.stage_index + (d.status = 'COMPLETED')::integer)
         ORDER BY d.seq DESC LIMIT %(limit)s
-    ) d ON true
+    ) d ON true {_WAITING}
     WHERE p.name = %(pipeline)s ORDER BY d.seq DESC
 """.encode()
-
-
-def _pipeline(row: Row) -> Pipeline | None:
-    if row[0] is None:
-        return None
-    name, stages, *rest = row
-    return Pipeline(name, tuple(stages), *rest)
-
-
-def _deployment(row: Row) -> Deployment | None:
-    if row[0] is None:
-        return None
-    id, pipeline_name, seq, version, stages, stage_index, entered_at, status, *rest = row
-    return Deployment(
-        *(id, pipeline_name, seq, version, tuple(stages), stage_index, tuple(entered_at)),
-        Status(status),
-        *rest,
-    )
+# The active deployment and those in line, next to the pipeline; the active one has no place in line.
+STATE = f"""
+    SELECT {pipeline_columns("p")},
+           (SELECT count(*) FROM dp_deployments WHERE pipeline_name = p.name AND status = 'PENDING'),
+           {deployment_columns("d")}, {waiting_columns("w")}
+    FROM dp_pipelines p LEFT JOIN LATERAL (
+        (SELECT * FROM dp_deployments WHERE pipeline_name = p.name AND status = 'IN_PROGRESS')
+        UNION ALL
+        (SELECT * FROM dp_deployments WHERE pipeline_name = p.name AND status = 'PENDING'
+         ORDER BY seq LIMIT %s)
+    ) d ON true {_WAITING}
+    WHERE p.name = %s
+""".encode()
+STAGE_STATES = b"""
+    SELECT s.name, d.id, d.version, d.seq, e.created_at
+    FROM dp_pipelines p CROSS JOIN LATERAL unnest(p.stages) WITH ORDINALITY s (name, n)
+    LEFT JOIN LATERAL (
+        SELECT deployment_id, created_at FROM dp_events
+        WHERE pipeline_name = p.name AND stage = s.name AND type IN ('ADVANCE', 'COMPLETE')
+        ORDER BY event_no DESC LIMIT 1
+    ) e ON true
+    LEFT JOIN dp_deployments d ON d.id = e.deployment_id
+    WHERE p.name = %s ORDER BY s.n
+"""
+# The service's own request ids are nobody's business.
+_EVENT = """
+    e.pipeline_name, e.event_no, e.type, e.deployment_id, e.stage, e.from_status, e.to_status, e.actor,
+    e.reason, CASE WHEN e.request_digest IS NOT NULL THEN e.request_id END, e.created_at
+"""
+PIPELINE_EVENTS = f"""
+    SELECT {_EVENT} FROM dp_events e
+    WHERE pipeline_name = %s AND event_no > %s ORDER BY event_no LIMIT %s
+""".encode()
+DEPLOYMENT_EVENTS = f"""
+    SELECT {_EVENT} FROM dp_events e
+    WHERE deployment_id = %s AND event_no > %s ORDER BY event_no LIMIT %s
+""".encode()
 
 
 class Store:
@@ -86,14 +126,14 @@ class Store:
 
     async def page_token_key(self) -> bytes:
         """The key that signs page tokens, the same for all replicas."""
-        [(key,)] = await self._database.read(b"SELECT page_token_key FROM dp_installation", ())
+        [(key,)] = await self._database.read(PAGE_TOKEN_KEY, ())
         return UUID(str(key)).bytes
 
     async def ping(self) -> None:
         """Raises StoreUnavailable if Postgres does not answer, Overloaded if all connections are busy."""
-        await self._database.read(b"SELECT 1", ())
+        await self._database.read(PING, ())
 
-    # Changes: (outcome, row it is about). The outcomes are listed in the functions' files.
+    # Changes of a pipeline. Each raises OutcomeUnknown, StoreUnavailable or Overloaded, as those below do.
 
     async def create_pipeline(
         self,
@@ -103,10 +143,10 @@ class Store:
         labels: Mapping[str, str],
         max_pending: int,
         key: RequestKey,
-    ) -> tuple[str, Pipeline | None]:
+    ) -> Judged:
         values = (name, list(stages), description, Jsonb(labels), max_pending)
-        row = await self._database.change(_CREATE_PIPELINE, values, key, f'pipeline "{name}"')
-        return row[0], _pipeline(row[1:])
+        row = await self._database.change(CREATE_PIPELINE, values, key, f"pipeline {name}")
+        return Judged(row[0], pipeline=to_pipeline(row[1:]))
 
     async def update_pipeline(
         self,
@@ -117,7 +157,8 @@ class Store:
         max_pending: int | None,
         expected_revision: int | None,
         key: RequestKey,
-    ) -> tuple[str, Pipeline | None]:
+    ) -> Judged:
+        """None leaves a field as it is."""
         values = (
             name,
             None if stages is None else list(stages),
@@ -126,49 +167,94 @@ class Store:
             max_pending,
             expected_revision,
         )
-        row = await self._database.change(_UPDATE_PIPELINE, values, key, f'pipeline "{name}"')
-        return row[0], _pipeline(row[1:])
+        row = await self._database.change(UPDATE_PIPELINE, values, key, f"pipeline {name}")
+        return Judged(row[0], pipeline=to_pipeline(row[1:]))
+
+    async def lock_pipeline(
+        self, name: str, reason: str, owner: str, expires_at: datetime | None, key: RequestKey
+    ) -> Judged:
+        values = (name, reason, owner, expires_at)
+        row = await self._database.change(LOCK_PIPELINE, values, key, f"pipeline {name}")
+        return Judged(row[0], pipeline=to_pipeline(row[1:]))
+
+    async def unlock_pipeline(self, name: str, reason: str, start_next: bool, key: RequestKey) -> Judged:
+        """With the deployment that it started."""
+        values = (name, reason, start_next)
+        row = await self._database.change(UNLOCK_PIPELINE, values, key, f"pipeline {name}")
+        pipeline, deployment = row[1 : 1 + PIPELINE_WIDTH], row[1 + PIPELINE_WIDTH :]
+        return Judged(row[0], to_deployment(deployment), to_pipeline(pipeline))
+
+    # Changes of a deployment.
 
     async def trigger(
         self,
         id: UUID,
         pipeline: str,
         version: str,
+        on_busy: str,
         labels: Mapping[str, str],
         reason: str,
         key: RequestKey,
-    ) -> tuple[str, Deployment | None]:
-        values = (id, pipeline, version, Jsonb(labels), reason)
-        row = await self._database.change(_TRIGGER, values, key, f"deployment {id}")
-        return row[0], _deployment(row[1:])
+    ) -> Judged:
+        """on_busy: REJECT, QUEUE or SUPERSEDE."""
+        values = (id, pipeline, version, on_busy, Jsonb(labels), reason)
+        row = await self._database.change(TRIGGER, values, key, f"deployment {id}")
+        split = 1 + DEPLOYMENT_WIDTH
+        deployment = to_deployment(row[1:split], row[-WAITING_WIDTH:])
+        return Judged(row[0], deployment, to_pipeline(row[split:-WAITING_WIDTH]))
 
-    async def advance(
-        self, id: UUID, expected_stage: str | None, reason: str, key: RequestKey
-    ) -> tuple[str, Deployment | None]:
-        row = await self._database.change(_ADVANCE, (id, expected_stage, reason), key, f"deployment {id}")
-        return row[0], _deployment(row[1:])
+    async def advance(self, id: UUID, expected_stage: str | None, reason: str, key: RequestKey) -> Judged:
+        return await self._change(ADVANCE, id, key, expected_stage, reason)
 
-    async def end(
-        self, id: UUID, event: str, reason: str, key: RequestKey
-    ) -> tuple[str, Deployment | None]:
-        """event: ROLLBACK or CANCEL."""
-        row = await self._database.change(_END, (id, event, reason), key, f"deployment {id}")
-        return row[0], _deployment(row[1:])
+    async def cancel(self, id: UUID, reason: str, key: RequestKey) -> Judged:
+        return await self._change(CANCEL, id, key, reason)
 
-    # Reads: single statements.
+    async def rollback(
+        self,
+        id: UUID,
+        redeploy_id: UUID | None,
+        redeploy_version: str | None,
+        reason: str,
+        key: RequestKey,
+    ) -> Judged:
+        """redeploy_id: of the deployment to put in its place, of the last known good version if
+        redeploy_version is None."""
+        return await self._change(ROLLBACK, id, key, redeploy_id, redeploy_version, reason)
+
+    async def _change(self, call: bytes, id: UUID, key: RequestKey, *values: object) -> Judged:
+        row = await self._database.change(call, (id, *values), key, f"deployment {id}")
+        return Judged(row[0], to_deployment(row[1:-1]), started=row[-1])
+
+    # Reads. Each raises StoreUnavailable or Overloaded.
 
     async def get_pipeline(self, name: str) -> Pipeline | None:
-        rows = await self._database.read(_GET_PIPELINE, (name,))
-        return _pipeline(rows[0]) if rows else None
+        rows = await self._database.read(GET_PIPELINE, (name,))
+        return to_pipeline(rows[0]) if rows else None
 
     async def list_pipelines(self, after: str, limit: int) -> list[Pipeline]:
         """In the order of their names, the ones after that name."""
-        rows = await self._database.read(_LIST_PIPELINES, (after, limit))
-        return [pipeline for row in rows if (pipeline := _pipeline(row))]
+        rows = await self._database.read(LIST_PIPELINES, (after, limit))
+        return [pipeline for row in rows if (pipeline := to_pipeline(row))]
+
+    async def pipeline_state(self, name: str, queue_limit: int) -> PipelineState | None:
+        rows = await self._database.read(STATE, (queue_limit, name))
+        if not rows or (pipeline := to_pipeline(rows[0][:PIPELINE_WIDTH])) is None:
+            return None
+        deployments = [
+            to_deployment(row[PIPELINE_WIDTH + 1 : -WAITING_WIDTH], row[-WAITING_WIDTH:]) for row in rows
+        ]
+        stages = await self._database.read(STAGE_STATES, (name,))
+        return PipelineState(
+            pipeline,
+            next((d for d in deployments if d and not d.waiting), None),
+            sorted((d for d in deployments if d and d.waiting), key=lambda d: d.seq),
+            rows[0][PIPELINE_WIDTH],
+            [to_stage_state(row) for row in stages],
+        )
 
     async def get_deployment(self, id: UUID) -> Deployment | None:
-        rows = await self._database.read(_GET_DEPLOYMENT, (id,))
-        return _deployment(rows[0]) if rows else None
+        rows = await self._database.read(GET_DEPLOYMENT, (id,))
+        return to_deployment(rows[0][:-WAITING_WIDTH], rows[0][-WAITING_WIDTH:]) if rows else None
 
     async def history(
         self, pipeline: str, where: HistoryFilter, before: int, limit: int
@@ -182,5 +268,18 @@ class Store:
             "reached": where.reached_stage or None,
             "completed": where.completed_stage or None,
         }
-        rows = await self._database.read(_HISTORY, values)
-        return [d for row in rows if (d := _deployment(row))] if rows else None
+        rows = await self._database.read(HISTORY, values)
+        if not rows:
+            return None
+        deployments = (to_deployment(row[:-WAITING_WIDTH], row[-WAITING_WIDTH:]) for row in rows)
+        return [deployment for deployment in deployments if deployment]
+
+    async def pipeline_events(self, name: str, after: int, limit: int) -> list[LoggedEvent]:
+        """Oldest first, those with an event_no above `after`."""
+        rows = await self._database.read(PIPELINE_EVENTS, (name, after, limit))
+        return [to_event(row) for row in rows]
+
+    async def deployment_events(self, id: UUID, after: int, limit: int) -> list[LoggedEvent]:
+        """As `pipeline_events`."""
+        rows = await self._database.read(DEPLOYMENT_EVENTS, (id, after, limit))
+        return [to_event(row) for row in rows]

@@ -56,7 +56,12 @@ async def test_bad_text_is_refused_in_every_field(
             "reason": bad,
             "request_id": bad,
         },
-        "Rollback": {"deployment_id": id, "reason": bad, "request_id": bad},
+        "Rollback": {
+            "deployment_id": id,
+            "redeploy_version": bad,
+            "reason": bad,
+            "request_id": bad,
+        },
         "CancelDeployment": {"deployment_id": id, "reason": bad, "request_id": bad},
         "GetHistory": {
             "pipeline_name": bad,
@@ -64,6 +69,10 @@ async def test_bad_text_is_refused_in_every_field(
             "reached_stage": bad,
             "completed_stage": bad,
         },
+        "LockPipeline": {"name": bad, "reason": bad, "owner": bad, "request_id": bad},
+        "UnlockPipeline": {"name": bad, "reason": bad, "request_id": bad},
+        "GetPipelineState": {"name": bad},
+        "ListEvents": {"pipeline_name": bad},
     }
     assert set(requests) == set(pb.DESCRIPTOR.services_by_name["DeploymentPipeline"].methods_by_name)
     for method, fields in requests.items():

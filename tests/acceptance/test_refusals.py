@@ -157,20 +157,6 @@ async def test_retry_without_token(client: Client, active: Any) -> None:
     assert status.message == active.message
 
 
-async def test_what_is_not_served_yet_is_refused(client: Client, pipeline: str, active: Any) -> None:
-    for on_busy in (2, 3):
-        refused = await refusal(
-            client.call("TriggerDeployment", pipeline_name=pipeline, version="2", on_busy=on_busy)
-        )
-        assert refused.code is StatusCode.UNIMPLEMENTED
-    redeploys: list[dict[str, Any]] = [{"redeploy_version": "1"}, {"redeploy_last_completed": True}]
-    for redeploy in redeploys:
-        refused = await refusal(client.call("Rollback", deployment_id=active.id, **redeploy))
-        assert refused.code is StatusCode.UNIMPLEMENTED
-    status = await client.call("GetDeploymentStatus", deployment_id=active.id)
-    assert status.status_name == "IN_PROGRESS"
-
-
 @pytest.fixture
 def _short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Postgres is given up soon."""

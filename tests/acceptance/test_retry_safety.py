@@ -32,6 +32,8 @@ METHODS = [
     "AdvanceStage",
     "Rollback",
     "CancelDeployment",
+    "LockPipeline",
+    "UnlockPipeline",
 ]
 
 
@@ -43,6 +45,11 @@ async def prepare(client: Client, method: str, name: str) -> dict[str, Any]:
     match method:
         case "UpdatePipeline":
             return {"name": name, "stages": ["x"], "expected_revision": 1}
+        case "LockPipeline":
+            return {"name": name, "owner": "me", "reason": "because"}
+        case "UnlockPipeline":
+            await client.call("LockPipeline", name=name, reason="because")
+            return {"name": name, "reason": "because"}
         case "TriggerDeployment":
             return {"pipeline_name": name, "version": "1", "labels": {"a": "1", "b": "2"}}
         case _:

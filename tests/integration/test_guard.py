@@ -49,6 +49,7 @@ def active(new_name: Callable[[], str]) -> Deployment:
         rollback_of=None,
         redeployed_by=None,
         superseded_by=None,
+        waiting=None,
     )
 
 
@@ -103,7 +104,7 @@ async def test_s2_a_fill_whose_time_has_passed_does_nothing(
 
 async def test_s3_after_the_end_nobody_is_refused_because_of_it(guard: Guard, active: Deployment) -> None:
     await confirm(guard, active)
-    await guard.end(active)
+    await guard.end(active, None)
     assert not await refused(guard, active)
 
 
@@ -111,16 +112,45 @@ async def test_s3_a_late_fill_does_not_bring_an_ended_deployment_back(
     guard: Guard, active: Deployment
 ) -> None:
     passage = await guard.gate(active.pipeline_name, active.id)
-    await guard.end(active)
+    await guard.end(active, None)
     await guard.fill(passage, active, active.id)
     assert not await refused(guard, active)
 
 
-async def test_a_late_end_leaves_the_next_deployment_alone(guard: Guard, active: Deployment) -> None:
+async def test_a_late_end_costs_the_next_deployment_a_confirmation_and_no_more(
+    guard: Guard, active: Deployment, redis: redis_client.Redis
+) -> None:
     following = replace(active, id=uuid.uuid4(), seq=8)
     await confirm(guard, following)
-    await guard.end(active)
+    await guard.end(active, None)
+    assert redis.get(active_key(active)) == str(following.id).encode()
+    assert not await refused(guard, following)
+    await confirm(guard, following)
     assert await refused(guard, following)
+
+
+async def test_s3_an_end_leaves_a_tombstone_also_behind_a_newer_lease(
+    guard: Guard, active: Deployment
+) -> None:
+    # A redeployment has a newer seq than what waits, and ends before it.
+    redeployment = replace(active, id=uuid.uuid4(), seq=9)
+    await confirm(guard, redeployment)
+    passage = await guard.gate(active.pipeline_name, active.id)
+    await guard.end(active, None)
+    await guard.fill(passage, active, active.id)
+    assert not await refused(guard, active)
+
+
+async def test_the_end_hands_the_key_over_to_what_took_the_slot(
+    guard: Guard, active: Deployment, redis: redis_client.Redis
+) -> None:
+    await confirm(guard, active)
+    promoted = uuid.uuid4()
+    await guard.end(active, promoted)
+    assert redis.get(active_key(active)) == str(promoted).encode()
+    redis.set(active_key(active), "somebody else")
+    await guard.end(active, promoted)
+    assert redis.get(active_key(active)) == b"somebody else"
 
 
 async def test_an_older_fill_does_not_replace_a_newer_one(

@@ -79,6 +79,7 @@ class Pipeline(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    LOCK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name; never changes."""
     description: _builtins.str
@@ -103,6 +104,10 @@ class Pipeline(_message.Message):
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When its definition was last changed."""
 
+    @_builtins.property
+    def lock(self) -> Global___Lock:
+        """The lock that stands; absent if none does."""
+
     def __init__(
         self,
         *,
@@ -114,14 +119,53 @@ class Pipeline(_message.Message):
         revision: _builtins.int = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
+        lock: Global___Lock | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "lock", b"lock", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "description", b"description", "labels", b"labels", "max_pending", b"max_pending", "name", b"name", "revision", b"revision", "stages", b"stages", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "description", b"description", "labels", b"labels", "lock", b"lock", "max_pending", b"max_pending", "name", b"name", "revision", b"revision", "stages", b"stages", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Pipeline: _TypeAlias = Pipeline  # noqa: Y015
+
+@_typing.final
+class Lock(_message.Message):
+    """Why and by whom a pipeline is frozen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OWNER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    LOCKED_AT_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    owner: _builtins.str
+    """Who locked it, as given; may be empty."""
+    reason: _builtins.str
+    """Why, as given."""
+    @_builtins.property
+    def locked_at(self) -> _timestamp_pb2.Timestamp:
+        """Since when."""
+
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When it ends by itself; absent if it does not."""
+
+    def __init__(
+        self,
+        *,
+        owner: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        locked_at: _timestamp_pb2.Timestamp | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "locked_at", b"locked_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "locked_at", b"locked_at", "owner", b"owner", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lock: _TypeAlias = Lock  # noqa: Y015
 
 @_typing.final
 class StageRun(_message.Message):
@@ -159,7 +203,7 @@ Global___StageRun: _TypeAlias = StageRun  # noqa: Y015
 
 @_typing.final
 class Cause(_message.Message):
-    """Why a deployment ended other than by completion."""
+    """Why a deployment ended other than by completion, or what it waits for."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -172,26 +216,48 @@ class Cause(_message.Message):
         CODE_UNSPECIFIED: Cause._Code.ValueType  # 0
         """Never sent."""
         CANCELLED: Cause._Code.ValueType  # 1
-        """CancelDeployment was called."""
+        """Ended: CancelDeployment was called."""
         ROLLED_BACK: Cause._Code.ValueType  # 2
-        """Rollback was called."""
+        """Ended: Rollback was called."""
+        SUPERSEDED: Cause._Code.ValueType  # 3
+        """Ended: a newer trigger with on_busy = SUPERSEDE took its place in line; superseded_by names it."""
+        BUSY: Cause._Code.ValueType  # 4
+        """Waits: another deployment is IN_PROGRESS."""
+        LOCKED: Cause._Code.ValueType  # 5
+        """Waits: the pipeline is locked, and nothing is IN_PROGRESS."""
+        NOT_RESUMED: Cause._Code.ValueType  # 6
+        """Waits: nothing is IN_PROGRESS and no lock stands any more, but nobody has resumed the line. The next
+        TriggerDeployment on the pipeline does, or UnlockPipeline with start_next.
+        """
 
     class Code(_Code, metaclass=_CodeEnumTypeWrapper):
-        """What ended it."""
+        """The kinds of causes."""
 
     CODE_UNSPECIFIED: Cause.Code.ValueType  # 0
     """Never sent."""
     CANCELLED: Cause.Code.ValueType  # 1
-    """CancelDeployment was called."""
+    """Ended: CancelDeployment was called."""
     ROLLED_BACK: Cause.Code.ValueType  # 2
-    """Rollback was called."""
+    """Ended: Rollback was called."""
+    SUPERSEDED: Cause.Code.ValueType  # 3
+    """Ended: a newer trigger with on_busy = SUPERSEDE took its place in line; superseded_by names it."""
+    BUSY: Cause.Code.ValueType  # 4
+    """Waits: another deployment is IN_PROGRESS."""
+    LOCKED: Cause.Code.ValueType  # 5
+    """Waits: the pipeline is locked, and nothing is IN_PROGRESS."""
+    NOT_RESUMED: Cause.Code.ValueType  # 6
+    """Waits: nothing is IN_PROGRESS and no lock stands any more, but nobody has resumed the line. The next
+    TriggerDeployment on the pipeline does, or UnlockPipeline with start_next.
+    """
 
     CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     code: Global___Cause.Code.ValueType
-    """What ended it."""
+    """Which kind."""
     message: _builtins.str
-    """The reason that the caller gave, as given; may be empty."""
+    """For people. Ended: the reason that the caller gave, as given; may be empty. Waits: who is in the way and
+    since when, and what starts it.
+    """
     def __init__(
         self,
         *,
@@ -335,7 +401,7 @@ class DeploymentStatus(_message.Message):
 
     @_builtins.property
     def cause(self) -> Global___Cause:
-        """Why it ended; absent while it has not, and if it was completed."""
+        """Why it ended, or what it waits for; absent while it is IN_PROGRESS, and if it was completed."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -621,9 +687,9 @@ class TriggerDeploymentRequest(_message.Message):
         REJECT: TriggerDeploymentRequest._OnBusy.ValueType  # 1
         """Refuse this trigger."""
         QUEUE: TriggerDeploymentRequest._OnBusy.ValueType  # 2
-        """Wait behind it, and behind those that wait already. Not served yet: UNIMPLEMENTED."""
+        """Wait behind it, and behind those that wait already."""
         SUPERSEDE: TriggerDeploymentRequest._OnBusy.ValueType  # 3
-        """Wait behind it, in the place of those that wait already. Not served yet: UNIMPLEMENTED."""
+        """Wait behind it, in the place of all that wait already: those become CANCELLED, cause SUPERSEDED."""
 
     class OnBusy(_OnBusy, metaclass=_OnBusyEnumTypeWrapper):
         """What to do when another deployment is IN_PROGRESS."""
@@ -633,9 +699,9 @@ class TriggerDeploymentRequest(_message.Message):
     REJECT: TriggerDeploymentRequest.OnBusy.ValueType  # 1
     """Refuse this trigger."""
     QUEUE: TriggerDeploymentRequest.OnBusy.ValueType  # 2
-    """Wait behind it, and behind those that wait already. Not served yet: UNIMPLEMENTED."""
+    """Wait behind it, and behind those that wait already."""
     SUPERSEDE: TriggerDeploymentRequest.OnBusy.ValueType  # 3
-    """Wait behind it, in the place of those that wait already. Not served yet: UNIMPLEMENTED."""
+    """Wait behind it, in the place of all that wait already: those become CANCELLED, cause SUPERSEDED."""
 
     @_typing.final
     class LabelsEntry(_message.Message):
@@ -765,9 +831,11 @@ class RollbackRequest(_message.Message):
     deployment_id: _builtins.str
     """Required. The deployment's id."""
     redeploy_last_completed: _builtins.bool
-    """The newest COMPLETED deployment's version that differs from the one being rolled back."""
+    """True: the last known good version, that is the newest COMPLETED deployment's whose version differs from
+    the one being rolled back. False is refused.
+    """
     redeploy_version: _builtins.str
-    """This version."""
+    """This version; rules as for TriggerDeploymentRequest.version."""
     reason: _builtins.str
     """Why, for people: up to 4 KiB, several lines allowed."""
     request_id: _builtins.str
@@ -892,3 +960,406 @@ class GetHistoryResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetHistoryResponse: _TypeAlias = GetHistoryResponse  # noqa: Y015
+
+@_typing.final
+class LockPipelineRequest(_message.Message):
+    """Freezes a pipeline."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Required. The pipeline's name."""
+    reason: _builtins.str
+    """Required. Why, for people: up to 4 KiB, several lines allowed."""
+    owner: _builtins.str
+    """Whom to ask: up to 256 printable characters."""
+    request_id: _builtins.str
+    """Makes a repeat of this call harmless: up to 128 bytes, unique within the pipeline."""
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When the lock ends by itself; in the future. Absent: it does not."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "name", b"name", "owner", b"owner", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LockPipelineRequest: _TypeAlias = LockPipelineRequest  # noqa: Y015
+
+@_typing.final
+class UnlockPipelineRequest(_message.Message):
+    """Lifts a pipeline's lock."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    START_NEXT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Required. The pipeline's name."""
+    reason: _builtins.str
+    """Why, for people: up to 4 KiB, several lines allowed."""
+    start_next: _builtins.bool
+    """Start the head of the line, if nothing is IN_PROGRESS."""
+    request_id: _builtins.str
+    """Makes a repeat of this call harmless: up to 128 bytes, unique within the pipeline."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        start_next: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason", "request_id", b"request_id", "start_next", b"start_next"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnlockPipelineRequest: _TypeAlias = UnlockPipelineRequest  # noqa: Y015
+
+@_typing.final
+class UnlockPipelineResponse(_message.Message):
+    """What an UnlockPipeline did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    STARTED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pipeline(self) -> Global___Pipeline:
+        """The pipeline, unlocked."""
+
+    @_builtins.property
+    def started(self) -> Global___DeploymentStatus:
+        """What start_next started; absent if nothing."""
+
+    def __init__(
+        self,
+        *,
+        pipeline: Global___Pipeline | None = ...,
+        started: Global___DeploymentStatus | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pipeline", b"pipeline", "started", b"started"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pipeline", b"pipeline", "started", b"started"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnlockPipelineResponse: _TypeAlias = UnlockPipelineResponse  # noqa: Y015
+
+@_typing.final
+class GetPipelineStateRequest(_message.Message):
+    """Names a pipeline."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Required. The pipeline's name."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPipelineStateRequest: _TypeAlias = GetPipelineStateRequest  # noqa: Y015
+
+@_typing.final
+class PipelineState(_message.Message):
+    """Where a pipeline stands."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    PENDING_COUNT_FIELD_NUMBER: _builtins.int
+    STAGES_FIELD_NUMBER: _builtins.int
+    pending_count: _builtins.int
+    """How many wait."""
+    @_builtins.property
+    def pipeline(self) -> Global___Pipeline:
+        """The pipeline, with its lock."""
+
+    @_builtins.property
+    def active(self) -> Global___DeploymentStatus:
+        """The deployment that is IN_PROGRESS; absent if none is."""
+
+    @_builtins.property
+    def queue(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeploymentStatus]:
+        """What waits, the next to start first: 1000 at most."""
+
+    @_builtins.property
+    def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageState]:
+        """The pipeline's stages in order, and what is live in each."""
+
+    def __init__(
+        self,
+        *,
+        pipeline: Global___Pipeline | None = ...,
+        active: Global___DeploymentStatus | None = ...,
+        queue: _abc.Iterable[Global___DeploymentStatus] | None = ...,
+        pending_count: _builtins.int = ...,
+        stages: _abc.Iterable[Global___StageState] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "pipeline", b"pipeline"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "pending_count", b"pending_count", "pipeline", b"pipeline", "queue", b"queue", "stages", b"stages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PipelineState: _TypeAlias = PipelineState  # noqa: Y015
+
+@_typing.final
+class StageState(_message.Message):
+    """What is live in one stage: the deployment that completed it last."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    COMPLETED_AT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The stage's name."""
+    deployment_id: _builtins.str
+    """The deployment's id; empty if no deployment has completed the stage."""
+    version: _builtins.str
+    """Its version."""
+    seq: _builtins.int
+    """Its seq."""
+    @_builtins.property
+    def completed_at(self) -> _timestamp_pb2.Timestamp:
+        """When it completed the stage; absent if none has."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        deployment_id: _builtins.str = ...,
+        version: _builtins.str = ...,
+        seq: _builtins.int = ...,
+        completed_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "deployment_id", b"deployment_id", "name", b"name", "seq", b"seq", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StageState: _TypeAlias = StageState  # noqa: Y015
+
+@_typing.final
+class ListEventsRequest(_message.Message):
+    """Asks for events. Exactly one of pipeline_name and deployment_id is given."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIPELINE_NAME_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    AFTER_EVENT_NO_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    pipeline_name: _builtins.str
+    """All events of this pipeline."""
+    deployment_id: _builtins.str
+    """Only the events of this deployment."""
+    after_event_no: _builtins.int
+    """Only events with a greater event_no: that of the last event of the page before. 0: from the first on."""
+    limit: _builtins.int
+    """How many events at most, 1 to 1000. 0: 50."""
+    def __init__(
+        self,
+        *,
+        pipeline_name: _builtins.str = ...,
+        deployment_id: _builtins.str = ...,
+        after_event_no: _builtins.int = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_event_no", b"after_event_no", "deployment_id", b"deployment_id", "limit", b"limit", "pipeline_name", b"pipeline_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEventsRequest: _TypeAlias = ListEventsRequest  # noqa: Y015
+
+@_typing.final
+class ListEventsResponse(_message.Message):
+    """A page of events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    more: _builtins.bool
+    """Whether there are more."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
+        """Oldest first: by event_no, ascending."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___Event] | None = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "more", b"more"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEventsResponse: _TypeAlias = ListEventsResponse  # noqa: Y015
+
+@_typing.final
+class Event(_message.Message):
+    """One change of a pipeline or of a deployment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Type:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _TypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Event._Type.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        TYPE_UNSPECIFIED: Event._Type.ValueType  # 0
+        """Never sent."""
+        CREATE: Event._Type.ValueType  # 1
+        """The pipeline was created."""
+        UPDATE: Event._Type.ValueType  # 2
+        """The pipeline's definition was changed."""
+        LOCK: Event._Type.ValueType  # 3
+        """The pipeline was locked."""
+        UNLOCK: Event._Type.ValueType  # 4
+        """The pipeline was unlocked."""
+        TRIGGER: Event._Type.ValueType  # 5
+        """A deployment was triggered and started."""
+        QUEUE: Event._Type.ValueType  # 6
+        """A deployment was triggered and waits."""
+        PROMOTE: Event._Type.ValueType  # 7
+        """A deployment that waited started."""
+        SUPERSEDE: Event._Type.ValueType  # 8
+        """A deployment that waited made place for a newer one."""
+        ADVANCE: Event._Type.ValueType  # 9
+        """A deployment moved to its next stage."""
+        COMPLETE: Event._Type.ValueType  # 10
+        """A deployment passed its last stage."""
+        ROLLBACK: Event._Type.ValueType  # 11
+        """A deployment was rolled back."""
+        CANCEL: Event._Type.ValueType  # 12
+        """A deployment was cancelled."""
+
+    class Type(_Type, metaclass=_TypeEnumTypeWrapper):
+        """What happened."""
+
+    TYPE_UNSPECIFIED: Event.Type.ValueType  # 0
+    """Never sent."""
+    CREATE: Event.Type.ValueType  # 1
+    """The pipeline was created."""
+    UPDATE: Event.Type.ValueType  # 2
+    """The pipeline's definition was changed."""
+    LOCK: Event.Type.ValueType  # 3
+    """The pipeline was locked."""
+    UNLOCK: Event.Type.ValueType  # 4
+    """The pipeline was unlocked."""
+    TRIGGER: Event.Type.ValueType  # 5
+    """A deployment was triggered and started."""
+    QUEUE: Event.Type.ValueType  # 6
+    """A deployment was triggered and waits."""
+    PROMOTE: Event.Type.ValueType  # 7
+    """A deployment that waited started."""
+    SUPERSEDE: Event.Type.ValueType  # 8
+    """A deployment that waited made place for a newer one."""
+    ADVANCE: Event.Type.ValueType  # 9
+    """A deployment moved to its next stage."""
+    COMPLETE: Event.Type.ValueType  # 10
+    """A deployment passed its last stage."""
+    ROLLBACK: Event.Type.ValueType  # 11
+    """A deployment was rolled back."""
+    CANCEL: Event.Type.ValueType  # 12
+    """A deployment was cancelled."""
+
+    PIPELINE_NAME_FIELD_NUMBER: _builtins.int
+    EVENT_NO_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    FROM_STATUS_FIELD_NUMBER: _builtins.int
+    TO_STATUS_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    pipeline_name: _builtins.str
+    """The pipeline."""
+    event_no: _builtins.int
+    """1, 2, 3 ... within the pipeline, without a gap, in the order of the commits."""
+    type: Global___Event.Type.ValueType
+    """What happened."""
+    deployment_id: _builtins.str
+    """The deployment; empty for an event of the pipeline."""
+    stage: _builtins.str
+    """The stage in which it happened: entered by TRIGGER and PROMOTE, left by ADVANCE and COMPLETE; empty where
+    no stage was reached.
+    """
+    from_status: Global___DeploymentStatus.Status.ValueType
+    """The deployment's status before; unspecified if it did not exist."""
+    to_status: Global___DeploymentStatus.Status.ValueType
+    """The deployment's status after."""
+    actor: _builtins.str
+    """Who did it, from authentication; empty while the service has none."""
+    reason: _builtins.str
+    """The reason that the caller gave; may be empty."""
+    request_id: _builtins.str
+    """The caller's request_id; empty if none was sent."""
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it happened. Events with the same time belong to one commit."""
+
+    def __init__(
+        self,
+        *,
+        pipeline_name: _builtins.str = ...,
+        event_no: _builtins.int = ...,
+        type: Global___Event.Type.ValueType = ...,
+        deployment_id: _builtins.str = ...,
+        stage: _builtins.str = ...,
+        from_status: Global___DeploymentStatus.Status.ValueType = ...,
+        to_status: Global___DeploymentStatus.Status.ValueType = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "created_at", b"created_at", "deployment_id", b"deployment_id", "event_no", b"event_no", "from_status", b"from_status", "pipeline_name", b"pipeline_name", "reason", b"reason", "request_id", b"request_id", "stage", b"stage", "to_status", b"to_status", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Event: _TypeAlias = Event  # noqa: Y015

@@ -85,6 +85,26 @@ class DeploymentPipelineStub:
                 request_serializer=dp_dot_v1_dot_deployment__pipeline__pb2.GetHistoryRequest.SerializeToString,
                 response_deserializer=dp_dot_v1_dot_deployment__pipeline__pb2.GetHistoryResponse.FromString,
                 _registered_method=True)
+        self.LockPipeline = channel.unary_unary(
+                '/dp.v1.DeploymentPipeline/LockPipeline',
+                request_serializer=dp_dot_v1_dot_deployment__pipeline__pb2.LockPipelineRequest.SerializeToString,
+                response_deserializer=dp_dot_v1_dot_deployment__pipeline__pb2.Pipeline.FromString,
+                _registered_method=True)
+        self.UnlockPipeline = channel.unary_unary(
+                '/dp.v1.DeploymentPipeline/UnlockPipeline',
+                request_serializer=dp_dot_v1_dot_deployment__pipeline__pb2.UnlockPipelineRequest.SerializeToString,
+                response_deserializer=dp_dot_v1_dot_deployment__pipeline__pb2.UnlockPipelineResponse.FromString,
+                _registered_method=True)
+        self.GetPipelineState = channel.unary_unary(
+                '/dp.v1.DeploymentPipeline/GetPipelineState',
+                request_serializer=dp_dot_v1_dot_deployment__pipeline__pb2.GetPipelineStateRequest.SerializeToString,
+                response_deserializer=dp_dot_v1_dot_deployment__pipeline__pb2.PipelineState.FromString,
+                _registered_method=True)
+        self.ListEvents = channel.unary_unary(
+                '/dp.v1.DeploymentPipeline/ListEvents',
+                request_serializer=dp_dot_v1_dot_deployment__pipeline__pb2.ListEventsRequest.SerializeToString,
+                response_deserializer=dp_dot_v1_dot_deployment__pipeline__pb2.ListEventsResponse.FromString,
+                _registered_method=True)
 
 
 class DeploymentPipelineServicer:
@@ -122,9 +142,13 @@ class DeploymentPipelineServicer:
         raise NotImplementedError('Method not implemented!')
 
     def TriggerDeployment(self, request, context):
-        """Starts a deployment of a version at the pipeline's first stage.
+        """Starts a deployment of a version at the pipeline's first stage. If another one is IN_PROGRESS, on_busy
+        says what happens: by default the trigger is refused, and nothing is stored; or it waits as PENDING, and
+        starts in the commit that ends the one before it. Waiting ones start in the order of their seq; a trigger
+        never overtakes them.
         Refuses, judged in this order: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_BUSY
-        (another deployment is IN_PROGRESS; the details name it). A refused trigger stores nothing.
+        (another deployment is IN_PROGRESS; the details name it), FAILED_PRECONDITION/PIPELINE_LOCKED,
+        RESOURCE_EXHAUSTED/QUEUE_FULL (max_pending deployments wait).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,16 +174,19 @@ class DeploymentPipelineServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Rollback(self, request, context):
-        """Ends an IN_PROGRESS deployment as ROLLED_BACK and frees the pipeline.
+        """Ends an IN_PROGRESS deployment as ROLLED_BACK. By default that starts the next in line; with redeploy,
+        in the same commit, a new deployment takes the slot before anything that waits, also while the pipeline
+        is locked. The answer is the one rolled back; redeployed_by names the new one.
         Refuses: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS,
-        FAILED_PRECONDITION/DEPLOYMENT_ENDED.
+        FAILED_PRECONDITION/DEPLOYMENT_ENDED, FAILED_PRECONDITION/NO_KNOWN_GOOD (no COMPLETED deployment of
+        another version to go back to; nothing was changed).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelDeployment(self, request, context):
-        """Ends a PENDING or IN_PROGRESS deployment as CANCELLED; the latter frees the pipeline.
+        """Ends a PENDING or IN_PROGRESS deployment as CANCELLED; the latter starts the next in line.
         Refuses: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_ENDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -168,6 +195,43 @@ class DeploymentPipelineServicer:
 
     def GetHistory(self, request, context):
         """Reads a pipeline's deployments, newest first. Refuses: NOT_FOUND/PIPELINE_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LockPipeline(self, request, context):
+        """Freezes a pipeline: it refuses triggers and starts nothing that waits, until it is unlocked or the lock
+        expires. AdvanceStage, CancelDeployment and Rollback (also with redeploy) go on. An expired lock is no
+        lock. If this very lock stands already, the pipeline is the answer.
+        Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_LOCKED (another lock stands; the
+        details say whose).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnlockPipeline(self, request, context):
+        """Lifts a pipeline's lock. What waits stays PENDING until the next TriggerDeployment on the pipeline, which
+        starts the head of the line first, or is started here with start_next; that also works without a lock,
+        for a line that waited behind one that expired.
+        Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_NOT_LOCKED (and nothing to start).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPipelineState(self, request, context):
+        """Reads where a pipeline stands: what is active, what waits, its lock, and what is live in each stage.
+        Refuses: NOT_FOUND/PIPELINE_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEvents(self, request, context):
+        """Reads the audit trail of a pipeline or of one deployment, oldest first: what happened, when and why.
+        Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DEPLOYMENT_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -225,6 +289,26 @@ def add_DeploymentPipelineServicer_to_server(servicer, server):
                     servicer.GetHistory,
                     request_deserializer=dp_dot_v1_dot_deployment__pipeline__pb2.GetHistoryRequest.FromString,
                     response_serializer=dp_dot_v1_dot_deployment__pipeline__pb2.GetHistoryResponse.SerializeToString,
+            ),
+            'LockPipeline': grpc.unary_unary_rpc_method_handler(
+                    servicer.LockPipeline,
+                    request_deserializer=dp_dot_v1_dot_deployment__pipeline__pb2.LockPipelineRequest.FromString,
+                    response_serializer=dp_dot_v1_dot_deployment__pipeline__pb2.Pipeline.SerializeToString,
+            ),
+            'UnlockPipeline': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnlockPipeline,
+                    request_deserializer=dp_dot_v1_dot_deployment__pipeline__pb2.UnlockPipelineRequest.FromString,
+                    response_serializer=dp_dot_v1_dot_deployment__pipeline__pb2.UnlockPipelineResponse.SerializeToString,
+            ),
+            'GetPipelineState': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPipelineState,
+                    request_deserializer=dp_dot_v1_dot_deployment__pipeline__pb2.GetPipelineStateRequest.FromString,
+                    response_serializer=dp_dot_v1_dot_deployment__pipeline__pb2.PipelineState.SerializeToString,
+            ),
+            'ListEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvents,
+                    request_deserializer=dp_dot_v1_dot_deployment__pipeline__pb2.ListEventsRequest.FromString,
+                    response_serializer=dp_dot_v1_dot_deployment__pipeline__pb2.ListEventsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -498,6 +582,114 @@ class DeploymentPipeline:
             '/dp.v1.DeploymentPipeline/GetHistory',
             dp_dot_v1_dot_deployment__pipeline__pb2.GetHistoryRequest.SerializeToString,
             dp_dot_v1_dot_deployment__pipeline__pb2.GetHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LockPipeline(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dp.v1.DeploymentPipeline/LockPipeline',
+            dp_dot_v1_dot_deployment__pipeline__pb2.LockPipelineRequest.SerializeToString,
+            dp_dot_v1_dot_deployment__pipeline__pb2.Pipeline.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnlockPipeline(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dp.v1.DeploymentPipeline/UnlockPipeline',
+            dp_dot_v1_dot_deployment__pipeline__pb2.UnlockPipelineRequest.SerializeToString,
+            dp_dot_v1_dot_deployment__pipeline__pb2.UnlockPipelineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPipelineState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dp.v1.DeploymentPipeline/GetPipelineState',
+            dp_dot_v1_dot_deployment__pipeline__pb2.GetPipelineStateRequest.SerializeToString,
+            dp_dot_v1_dot_deployment__pipeline__pb2.PipelineState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dp.v1.DeploymentPipeline/ListEvents',
+            dp_dot_v1_dot_deployment__pipeline__pb2.ListEventsRequest.SerializeToString,
+            dp_dot_v1_dot_deployment__pipeline__pb2.ListEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

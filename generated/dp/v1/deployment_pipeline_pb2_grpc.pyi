@@ -70,9 +70,13 @@ class DeploymentPipelineStub:
     Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, ABORTED/REVISION_MISMATCH.
     """
     TriggerDeployment: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.TriggerDeploymentRequest, _deployment_pipeline_pb2.DeploymentStatus]
-    """Starts a deployment of a version at the pipeline's first stage.
+    """Starts a deployment of a version at the pipeline's first stage. If another one is IN_PROGRESS, on_busy
+    says what happens: by default the trigger is refused, and nothing is stored; or it waits as PENDING, and
+    starts in the commit that ends the one before it. Waiting ones start in the order of their seq; a trigger
+    never overtakes them.
     Refuses, judged in this order: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_BUSY
-    (another deployment is IN_PROGRESS; the details name it). A refused trigger stores nothing.
+    (another deployment is IN_PROGRESS; the details name it), FAILED_PRECONDITION/PIPELINE_LOCKED,
+    RESOURCE_EXHAUSTED/QUEUE_FULL (max_pending deployments wait).
     """
     GetDeploymentStatus: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetDeploymentStatusRequest, _deployment_pipeline_pb2.DeploymentStatus]
     """Reads one deployment. Refuses: NOT_FOUND/DEPLOYMENT_NOT_FOUND."""
@@ -85,16 +89,40 @@ class DeploymentPipelineStub:
     neither expected_stage nor request_id: carrying it out could skip a stage.
     """
     Rollback: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.RollbackRequest, _deployment_pipeline_pb2.DeploymentStatus]
-    """Ends an IN_PROGRESS deployment as ROLLED_BACK and frees the pipeline.
+    """Ends an IN_PROGRESS deployment as ROLLED_BACK. By default that starts the next in line; with redeploy,
+    in the same commit, a new deployment takes the slot before anything that waits, also while the pipeline
+    is locked. The answer is the one rolled back; redeployed_by names the new one.
     Refuses: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS,
-    FAILED_PRECONDITION/DEPLOYMENT_ENDED.
+    FAILED_PRECONDITION/DEPLOYMENT_ENDED, FAILED_PRECONDITION/NO_KNOWN_GOOD (no COMPLETED deployment of
+    another version to go back to; nothing was changed).
     """
     CancelDeployment: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.CancelDeploymentRequest, _deployment_pipeline_pb2.DeploymentStatus]
-    """Ends a PENDING or IN_PROGRESS deployment as CANCELLED; the latter frees the pipeline.
+    """Ends a PENDING or IN_PROGRESS deployment as CANCELLED; the latter starts the next in line.
     Refuses: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_ENDED.
     """
     GetHistory: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetHistoryRequest, _deployment_pipeline_pb2.GetHistoryResponse]
     """Reads a pipeline's deployments, newest first. Refuses: NOT_FOUND/PIPELINE_NOT_FOUND."""
+    LockPipeline: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.LockPipelineRequest, _deployment_pipeline_pb2.Pipeline]
+    """Freezes a pipeline: it refuses triggers and starts nothing that waits, until it is unlocked or the lock
+    expires. AdvanceStage, CancelDeployment and Rollback (also with redeploy) go on. An expired lock is no
+    lock. If this very lock stands already, the pipeline is the answer.
+    Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_LOCKED (another lock stands; the
+    details say whose).
+    """
+    UnlockPipeline: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.UnlockPipelineRequest, _deployment_pipeline_pb2.UnlockPipelineResponse]
+    """Lifts a pipeline's lock. What waits stays PENDING until the next TriggerDeployment on the pipeline, which
+    starts the head of the line first, or is started here with start_next; that also works without a lock,
+    for a line that waited behind one that expired.
+    Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_NOT_LOCKED (and nothing to start).
+    """
+    GetPipelineState: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetPipelineStateRequest, _deployment_pipeline_pb2.PipelineState]
+    """Reads where a pipeline stands: what is active, what waits, its lock, and what is live in each stage.
+    Refuses: NOT_FOUND/PIPELINE_NOT_FOUND.
+    """
+    ListEvents: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.ListEventsRequest, _deployment_pipeline_pb2.ListEventsResponse]
+    """Reads the audit trail of a pipeline or of one deployment, oldest first: what happened, when and why.
+    Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DEPLOYMENT_NOT_FOUND.
+    """
 
 @_typing.type_check_only
 class DeploymentPipelineAsyncStub(DeploymentPipelineStub):
@@ -114,9 +142,13 @@ class DeploymentPipelineAsyncStub(DeploymentPipelineStub):
     Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, ABORTED/REVISION_MISMATCH.
     """
     TriggerDeployment: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.TriggerDeploymentRequest, _deployment_pipeline_pb2.DeploymentStatus]  # type: ignore[assignment]
-    """Starts a deployment of a version at the pipeline's first stage.
+    """Starts a deployment of a version at the pipeline's first stage. If another one is IN_PROGRESS, on_busy
+    says what happens: by default the trigger is refused, and nothing is stored; or it waits as PENDING, and
+    starts in the commit that ends the one before it. Waiting ones start in the order of their seq; a trigger
+    never overtakes them.
     Refuses, judged in this order: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_BUSY
-    (another deployment is IN_PROGRESS; the details name it). A refused trigger stores nothing.
+    (another deployment is IN_PROGRESS; the details name it), FAILED_PRECONDITION/PIPELINE_LOCKED,
+    RESOURCE_EXHAUSTED/QUEUE_FULL (max_pending deployments wait).
     """
     GetDeploymentStatus: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetDeploymentStatusRequest, _deployment_pipeline_pb2.DeploymentStatus]  # type: ignore[assignment]
     """Reads one deployment. Refuses: NOT_FOUND/DEPLOYMENT_NOT_FOUND."""
@@ -129,16 +161,40 @@ class DeploymentPipelineAsyncStub(DeploymentPipelineStub):
     neither expected_stage nor request_id: carrying it out could skip a stage.
     """
     Rollback: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.RollbackRequest, _deployment_pipeline_pb2.DeploymentStatus]  # type: ignore[assignment]
-    """Ends an IN_PROGRESS deployment as ROLLED_BACK and frees the pipeline.
+    """Ends an IN_PROGRESS deployment as ROLLED_BACK. By default that starts the next in line; with redeploy,
+    in the same commit, a new deployment takes the slot before anything that waits, also while the pipeline
+    is locked. The answer is the one rolled back; redeployed_by names the new one.
     Refuses: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS,
-    FAILED_PRECONDITION/DEPLOYMENT_ENDED.
+    FAILED_PRECONDITION/DEPLOYMENT_ENDED, FAILED_PRECONDITION/NO_KNOWN_GOOD (no COMPLETED deployment of
+    another version to go back to; nothing was changed).
     """
     CancelDeployment: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.CancelDeploymentRequest, _deployment_pipeline_pb2.DeploymentStatus]  # type: ignore[assignment]
-    """Ends a PENDING or IN_PROGRESS deployment as CANCELLED; the latter frees the pipeline.
+    """Ends a PENDING or IN_PROGRESS deployment as CANCELLED; the latter starts the next in line.
     Refuses: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_ENDED.
     """
     GetHistory: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetHistoryRequest, _deployment_pipeline_pb2.GetHistoryResponse]  # type: ignore[assignment]
     """Reads a pipeline's deployments, newest first. Refuses: NOT_FOUND/PIPELINE_NOT_FOUND."""
+    LockPipeline: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.LockPipelineRequest, _deployment_pipeline_pb2.Pipeline]  # type: ignore[assignment]
+    """Freezes a pipeline: it refuses triggers and starts nothing that waits, until it is unlocked or the lock
+    expires. AdvanceStage, CancelDeployment and Rollback (also with redeploy) go on. An expired lock is no
+    lock. If this very lock stands already, the pipeline is the answer.
+    Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_LOCKED (another lock stands; the
+    details say whose).
+    """
+    UnlockPipeline: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.UnlockPipelineRequest, _deployment_pipeline_pb2.UnlockPipelineResponse]  # type: ignore[assignment]
+    """Lifts a pipeline's lock. What waits stays PENDING until the next TriggerDeployment on the pipeline, which
+    starts the head of the line first, or is started here with start_next; that also works without a lock,
+    for a line that waited behind one that expired.
+    Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_NOT_LOCKED (and nothing to start).
+    """
+    GetPipelineState: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetPipelineStateRequest, _deployment_pipeline_pb2.PipelineState]  # type: ignore[assignment]
+    """Reads where a pipeline stands: what is active, what waits, its lock, and what is live in each stage.
+    Refuses: NOT_FOUND/PIPELINE_NOT_FOUND.
+    """
+    ListEvents: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.ListEventsRequest, _deployment_pipeline_pb2.ListEventsResponse]  # type: ignore[assignment]
+    """Reads the audit trail of a pipeline or of one deployment, oldest first: what happened, when and why.
+    Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DEPLOYMENT_NOT_FOUND.
+    """
 
 class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
     """Coordinates deployments: at most one deployment per pipeline is IN_PROGRESS at any moment."""
@@ -185,9 +241,13 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_pipeline_pb2.TriggerDeploymentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pipeline_pb2.DeploymentStatus, _abc.Awaitable[_deployment_pipeline_pb2.DeploymentStatus]]:
-        """Starts a deployment of a version at the pipeline's first stage.
+        """Starts a deployment of a version at the pipeline's first stage. If another one is IN_PROGRESS, on_busy
+        says what happens: by default the trigger is refused, and nothing is stored; or it waits as PENDING, and
+        starts in the commit that ends the one before it. Waiting ones start in the order of their seq; a trigger
+        never overtakes them.
         Refuses, judged in this order: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_BUSY
-        (another deployment is IN_PROGRESS; the details name it). A refused trigger stores nothing.
+        (another deployment is IN_PROGRESS; the details name it), FAILED_PRECONDITION/PIPELINE_LOCKED,
+        RESOURCE_EXHAUSTED/QUEUE_FULL (max_pending deployments wait).
         """
 
     @_abc_1.abstractmethod
@@ -218,9 +278,12 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_pipeline_pb2.RollbackRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pipeline_pb2.DeploymentStatus, _abc.Awaitable[_deployment_pipeline_pb2.DeploymentStatus]]:
-        """Ends an IN_PROGRESS deployment as ROLLED_BACK and frees the pipeline.
+        """Ends an IN_PROGRESS deployment as ROLLED_BACK. By default that starts the next in line; with redeploy,
+        in the same commit, a new deployment takes the slot before anything that waits, also while the pipeline
+        is locked. The answer is the one rolled back; redeployed_by names the new one.
         Refuses: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS,
-        FAILED_PRECONDITION/DEPLOYMENT_ENDED.
+        FAILED_PRECONDITION/DEPLOYMENT_ENDED, FAILED_PRECONDITION/NO_KNOWN_GOOD (no COMPLETED deployment of
+        another version to go back to; nothing was changed).
         """
 
     @_abc_1.abstractmethod
@@ -229,7 +292,7 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_pipeline_pb2.CancelDeploymentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pipeline_pb2.DeploymentStatus, _abc.Awaitable[_deployment_pipeline_pb2.DeploymentStatus]]:
-        """Ends a PENDING or IN_PROGRESS deployment as CANCELLED; the latter frees the pipeline.
+        """Ends a PENDING or IN_PROGRESS deployment as CANCELLED; the latter starts the next in line.
         Refuses: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_ENDED.
         """
 
@@ -240,5 +303,50 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pipeline_pb2.GetHistoryResponse, _abc.Awaitable[_deployment_pipeline_pb2.GetHistoryResponse]]:
         """Reads a pipeline's deployments, newest first. Refuses: NOT_FOUND/PIPELINE_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def LockPipeline(
+        self,
+        request: _deployment_pipeline_pb2.LockPipelineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_deployment_pipeline_pb2.Pipeline, _abc.Awaitable[_deployment_pipeline_pb2.Pipeline]]:
+        """Freezes a pipeline: it refuses triggers and starts nothing that waits, until it is unlocked or the lock
+        expires. AdvanceStage, CancelDeployment and Rollback (also with redeploy) go on. An expired lock is no
+        lock. If this very lock stands already, the pipeline is the answer.
+        Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_LOCKED (another lock stands; the
+        details say whose).
+        """
+
+    @_abc_1.abstractmethod
+    def UnlockPipeline(
+        self,
+        request: _deployment_pipeline_pb2.UnlockPipelineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_deployment_pipeline_pb2.UnlockPipelineResponse, _abc.Awaitable[_deployment_pipeline_pb2.UnlockPipelineResponse]]:
+        """Lifts a pipeline's lock. What waits stays PENDING until the next TriggerDeployment on the pipeline, which
+        starts the head of the line first, or is started here with start_next; that also works without a lock,
+        for a line that waited behind one that expired.
+        Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_NOT_LOCKED (and nothing to start).
+        """
+
+    @_abc_1.abstractmethod
+    def GetPipelineState(
+        self,
+        request: _deployment_pipeline_pb2.GetPipelineStateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_deployment_pipeline_pb2.PipelineState, _abc.Awaitable[_deployment_pipeline_pb2.PipelineState]]:
+        """Reads where a pipeline stands: what is active, what waits, its lock, and what is live in each stage.
+        Refuses: NOT_FOUND/PIPELINE_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListEvents(
+        self,
+        request: _deployment_pipeline_pb2.ListEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_deployment_pipeline_pb2.ListEventsResponse, _abc.Awaitable[_deployment_pipeline_pb2.ListEventsResponse]]:
+        """Reads the audit trail of a pipeline or of one deployment, oldest first: what happened, when and why.
+        Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DEPLOYMENT_NOT_FOUND.
+        """
 
 def add_DeploymentPipelineServicer_to_server(servicer: DeploymentPipelineServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,12 +1,13 @@
--- Move a deployment to its next stage, or from the last one to COMPLETED. Outcomes: OK, REPLAYED,
--- REQUEST_ID_REUSED, DEPLOYMENT_NOT_FOUND, DEPLOYMENT_NOT_IN_PROGRESS, DEPLOYMENT_ENDED, STAGE_MISMATCH.
+-- Move a deployment to its next stage, or from the last one to COMPLETED, which starts the next in line
+-- (`started`). Outcomes: OK, REPLAYED, REQUEST_ID_REUSED, DEPLOYMENT_NOT_FOUND, DEPLOYMENT_NOT_IN_PROGRESS,
+-- DEPLOYMENT_ENDED, STAGE_MISMATCH.
 CREATE FUNCTION dp_advance(
     p_id uuid, p_expected_stage text, p_reason text, p_request_id text, p_digest bytea, p_wait_ms integer
-) RETURNS TABLE (outcome text, deployment dp_deployments) LANGUAGE plpgsql AS $$
+) RETURNS TABLE (outcome text, deployment dp_deployments, started uuid) LANGUAGE plpgsql AS $$
 DECLARE
     v_judged record;
     v_at timestamptz;
-    v_from text;
+    v_stage text;
 BEGIN
     SELECT * INTO v_judged FROM dp_judge(p_id, p_request_id, p_digest, p_wait_ms);
     outcome := v_judged.outcome;
@@ -19,18 +20,19 @@ BEGIN
     END IF;
     IF outcome = 'OK' THEN
         v_at := clock_timestamp();
-        v_from := deployment.current_stage;
+        v_stage := deployment.current_stage;
         IF deployment.stage_index + 1 < deployment.total_stages THEN
             UPDATE dp_deployments SET
                 stage_index = stage_index + 1, stage_entered_at = stage_entered_at || v_at
             WHERE id = p_id RETURNING * INTO deployment;
             PERFORM dp_record(deployment.pipeline_name, 'ADVANCE', v_at, p_reason, p_request_id, p_digest,
-                              p_id, v_from, 'IN_PROGRESS', 'IN_PROGRESS');
+                              p_id, v_stage, 'IN_PROGRESS', 'IN_PROGRESS');
         ELSE
             UPDATE dp_deployments SET status = 'COMPLETED', completed_at = v_at
             WHERE id = p_id RETURNING * INTO deployment;
             PERFORM dp_record(deployment.pipeline_name, 'COMPLETE', v_at, p_reason, p_request_id, p_digest,
-                              p_id, v_from, 'IN_PROGRESS', 'COMPLETED');
+                              p_id, v_stage, 'IN_PROGRESS', 'COMPLETED');
+            started := (dp_promote(deployment.pipeline_name, v_at)).id;
         END IF;
     END IF;
     RETURN NEXT;

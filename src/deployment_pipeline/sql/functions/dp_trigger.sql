@@ -1,55 +1,82 @@
--- Start a deployment. Outcomes: OK, REPLAYED (with the deployment that this request made),
--- REQUEST_ID_REUSED, PIPELINE_NOT_FOUND, PIPELINE_BUSY (with the deployment in the way).
+-- Start a deployment, or let it wait: p_on_busy is REJECT, QUEUE or SUPERSEDE. Outcomes: OK, REPLAYED (with
+-- the deployment that this request made), REQUEST_ID_REUSED, PIPELINE_NOT_FOUND, PIPELINE_BUSY (with the
+-- deployment in the way), PIPELINE_LOCKED and QUEUE_FULL (with the pipeline).
 --
 -- It judges twice. First without a lock, so that a refused trigger writes nothing and takes no transaction
--- id; then, if the slot seemed free, under the pipeline's row lock, where the judgement is final: each
+-- id; then, if there seemed to be a place, under the pipeline's row lock, where the judgement is final: each
 -- statement of a function sees what was committed while it waited.
 CREATE FUNCTION dp_trigger(
-    p_id uuid, p_pipeline text, p_version text, p_labels jsonb, p_reason text,
+    p_id uuid, p_pipeline text, p_version text, p_on_busy text, p_labels jsonb, p_reason text,
     p_request_id text, p_digest bytea, p_wait_ms integer
-) RETURNS TABLE (outcome text, deployment dp_deployments) LANGUAGE plpgsql AS $$
+) RETURNS TABLE (outcome text, deployment dp_deployments, pipeline dp_pipelines, waiting dp_waiting)
+LANGUAGE plpgsql AS $$
 DECLARE
     v_found record;
+    v_busy boolean;
+    v_pending bigint;
     v_at timestamptz;
 BEGIN
     FOR v_look IN 1..2 LOOP
         IF v_look = 2 THEN
             PERFORM dp_lock(p_pipeline, p_wait_ms);
+            v_at := clock_timestamp();
         END IF;
 
-        SELECT p.stages, p.last_seq, e.request_id, e.request_digest, e.deployment_id, active
+        SELECT p, e.request_id, e.request_digest, e.deployment_id, active
         INTO v_found
         FROM dp_pipelines p
         LEFT JOIN dp_events e ON e.pipeline_name = p.name AND e.request_id = p_request_id
         LEFT JOIN dp_deployments active ON active.pipeline_name = p.name AND active.status = 'IN_PROGRESS'
         WHERE p.name = p_pipeline;
+        pipeline := v_found.p;
+        deployment := v_found.active;
 
-        outcome := CASE
-            WHEN NOT FOUND THEN 'PIPELINE_NOT_FOUND'
-            WHEN v_found.request_id IS NULL AND (v_found.active).id IS NOT NULL THEN 'PIPELINE_BUSY'
-            WHEN v_found.request_id IS NULL THEN 'OK'
-            WHEN v_found.request_digest IS DISTINCT FROM p_digest THEN 'REQUEST_ID_REUSED'
-            ELSE 'REPLAYED' END;
-        IF outcome = 'PIPELINE_BUSY' THEN
-            deployment := v_found.active;
-        ELSIF outcome = 'REPLAYED' THEN
-            SELECT * INTO deployment FROM dp_deployments WHERE id = v_found.deployment_id;
+        IF v_found.request_id IS NOT NULL THEN
+            outcome := 'REQUEST_ID_REUSED';
+            IF v_found.request_digest IS NOT DISTINCT FROM p_digest THEN
+                outcome := 'REPLAYED';
+                SELECT * INTO deployment FROM dp_deployments WHERE id = v_found.deployment_id;
+                waiting := dp_waiting_for(p_pipeline, deployment.seq);
+            END IF;
+            RETURN NEXT;
+            RETURN;
         END IF;
+
+        -- A line that nobody resumed after a lock starts now: this trigger does not overtake it.
+        IF v_look = 2 AND deployment.id IS NULL THEN
+            deployment := dp_promote(p_pipeline, v_at);
+        END IF;
+        v_busy := deployment.id IS NOT NULL;
+        v_pending := (SELECT count(*) FROM dp_deployments WHERE pipeline_name = p_pipeline AND status = 'PENDING');
+        outcome := CASE
+            WHEN pipeline.name IS NULL THEN 'PIPELINE_NOT_FOUND'
+            WHEN v_busy AND p_on_busy = 'REJECT' THEN 'PIPELINE_BUSY'
+            WHEN dp_is_locked(pipeline) THEN 'PIPELINE_LOCKED'
+            WHEN NOT v_busy THEN 'OK'
+            WHEN p_on_busy = 'QUEUE' AND v_pending >= pipeline.max_pending THEN 'QUEUE_FULL'
+            WHEN pipeline.max_pending = 0 THEN 'QUEUE_FULL'
+            ELSE 'OK' END;
         IF outcome <> 'OK' THEN
             RETURN NEXT;
             RETURN;
         END IF;
     END LOOP;
 
-    v_at := clock_timestamp();
-    UPDATE dp_pipelines SET last_seq = last_seq + 1 WHERE name = p_pipeline;
-    INSERT INTO dp_deployments (id, pipeline_name, seq, version, stages, stage_index, stage_entered_at,
-                                status, created_at, started_at, reason, labels)
-    VALUES (p_id, p_pipeline, v_found.last_seq + 1, p_version, v_found.stages, 0, ARRAY[v_at],
-            'IN_PROGRESS', v_at, v_at, p_reason, p_labels)
-    RETURNING * INTO deployment;
-    PERFORM dp_record(p_pipeline, 'TRIGGER', v_at, p_reason, p_request_id, p_digest,
-                      p_id, deployment.current_stage, NULL, 'IN_PROGRESS');
+    IF NOT v_busy THEN
+        deployment := dp_insert(p_id, p_pipeline, 'IN_PROGRESS', p_version, p_labels, p_reason,
+                                p_request_id, p_digest, v_at);
+    ELSE
+        IF p_on_busy = 'SUPERSEDE' THEN
+            PERFORM dp_close(d.id, 'SUPERSEDE', v_at,
+                             format('superseded by deployment %s of version "%s"', p_id, p_version),
+                             NULL, NULL, p_id)
+            FROM (SELECT id FROM dp_deployments WHERE pipeline_name = p_pipeline AND status = 'PENDING'
+                  ORDER BY seq) d;
+        END IF;
+        deployment := dp_insert(p_id, p_pipeline, 'PENDING', p_version, p_labels, p_reason,
+                                p_request_id, p_digest, v_at);
+        waiting := dp_waiting_for(p_pipeline, deployment.seq);
+    END IF;
     RETURN NEXT;
 END
 $$;

@@ -1,0 +1,98 @@
+"""What can be read: pipelines, deployments, history, events."""
+
+from uuid import UUID
+
+from deployment_pipeline.errors import DeploymentNotFound, PipelineNotFound
+from deployment_pipeline.model import Deployment, HistoryFilter, LoggedEvent, Pipeline, PipelineState
+from deployment_pipeline.page_token import Page
+from deployment_pipeline.rules import MAX_PAGE, Rules
+from deployment_pipeline.store import Store
+
+_MAX_NUMBER = 2**63 - 1
+
+
+class Records:
+    def __init__(self, store: Store, page_token_key: bytes) -> None:
+        self._store = store
+        self._page_token_key = page_token_key
+
+    async def pipeline(self, name: str) -> Pipeline:
+        rules = Rules()
+        rules.name("name", name)
+        rules.check()
+        pipeline = await self._store.get_pipeline(name)
+        if pipeline is None:
+            raise PipelineNotFound(name)
+        return pipeline
+
+    async def pipelines(self, page_size: int, token: str) -> tuple[list[Pipeline], str]:
+        """A page in the order of names, and the token of the next one."""
+        rules = Rules()
+        size = rules.page_size("page_size", page_size)
+        page = Page(self._page_token_key, "pipelines")
+        after = page.load(rules, token) or ""
+        rules.check()
+        pipelines = await self._store.list_pipelines(after, size + 1)
+        more = len(pipelines) > size
+        return pipelines[:size], page.dump(pipelines[size - 1].name) if more else ""
+
+    async def state(self, name: str) -> PipelineState:
+        rules = Rules()
+        rules.name("name", name)
+        rules.check()
+        state = await self._store.pipeline_state(name, MAX_PAGE)
+        if state is None:
+            raise PipelineNotFound(name)
+        return state
+
+    async def deployment(self, deployment_id: str) -> Deployment:
+        rules = Rules()
+        id = rules.uuid("deployment_id", deployment_id)
+        rules.check()
+        return await self._deployment(id)
+
+    async def history(
+        self, pipeline: str, where: HistoryFilter, limit: int, token: str
+    ) -> tuple[list[Deployment], str]:
+        """A page, newest first, and the token of the next one."""
+        rules = Rules()
+        rules.name("pipeline_name", pipeline)
+        size = rules.page_size("limit", limit)
+        for field in ("reached_stage", "completed_stage"):
+            if stage := getattr(where, field):
+                rules.name(field, stage)
+        page = Page(self._page_token_key, "history", pipeline, where)
+        before = page.load(rules, token)
+        rules.check()
+        found = await self._store.history(pipeline, where, int(before) if before else _MAX_NUMBER, size + 1)
+        if found is None:
+            raise PipelineNotFound(pipeline)
+        more = len(found) > size
+        return found[:size], page.dump(str(found[size - 1].seq)) if more else ""
+
+    async def events(
+        self, pipeline: str, deployment_id: str, after: int, limit: int
+    ) -> tuple[list[LoggedEvent], bool]:
+        """A page, oldest first, and whether there are more. Of a pipeline or of a deployment."""
+        rules = Rules()
+        id = rules.uuid("deployment_id", deployment_id) if deployment_id else None
+        if pipeline:
+            rules.name("pipeline_name", pipeline)
+        if (id is None) == (not pipeline):
+            rules.broken("pipeline_name", "give either this or deployment_id")
+        rules.whole("after_event_no", after, 0, _MAX_NUMBER)
+        size = rules.page_size("limit", limit)
+        rules.check()
+        if id:
+            events = await self._store.deployment_events(id, after, size + 1)
+        else:
+            events = await self._store.pipeline_events(pipeline, after, size + 1)
+        if not events:  # nothing happened since, or there is no such thing
+            await (self._deployment(id) if id else self.pipeline(pipeline))
+        return events[:size], len(events) > size
+
+    async def _deployment(self, id: UUID) -> Deployment:
+        deployment = await self._store.get_deployment(id)
+        if deployment is None:
+            raise DeploymentNotFound(id)
+        return deployment

@@ -1,0 +1,21 @@
+-- Start the head of the waiting line, if there is one and no lock stands; its row, or NULLs. The caller
+-- holds the pipeline's row lock, and the slot is free. Whatever frees a slot calls this in the same commit.
+CREATE FUNCTION dp_promote(p_pipeline text, p_at timestamptz) RETURNS dp_deployments LANGUAGE plpgsql AS $$
+DECLARE
+    v_head dp_deployments;
+BEGIN
+    -- No SKIP LOCKED: the head is the oldest one, whoever looks at it.
+    SELECT d.* INTO v_head
+    FROM dp_pipelines p JOIN dp_deployments d ON d.pipeline_name = p.name AND d.status = 'PENDING'
+    WHERE p.name = p_pipeline AND NOT dp_is_locked(p)
+    ORDER BY d.seq LIMIT 1;
+    IF FOUND THEN
+        UPDATE dp_deployments SET
+            status = 'IN_PROGRESS', started_at = p_at, stage_index = 0, stage_entered_at = ARRAY[p_at]
+        WHERE id = v_head.id RETURNING * INTO v_head;
+        PERFORM dp_record(p_pipeline, 'PROMOTE', p_at, '', NULL, NULL,
+                          v_head.id, v_head.current_stage, 'PENDING', 'IN_PROGRESS');
+    END IF;
+    RETURN v_head;
+END
+$$;

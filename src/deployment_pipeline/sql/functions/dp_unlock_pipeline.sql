@@ -1,0 +1,42 @@
+-- Lift a pipeline's lock; with p_start_next, also start the head of the line if the slot is free (which is
+-- allowed without a lock: a line that waited behind an expired one). Outcomes: OK, REPLAYED,
+-- REQUEST_ID_REUSED, PIPELINE_NOT_FOUND, PIPELINE_NOT_LOCKED. `deployment` is what started.
+CREATE FUNCTION dp_unlock_pipeline(
+    p_name text, p_reason text, p_start_next boolean, p_request_id text, p_digest bytea, p_wait_ms integer
+) RETURNS TABLE (outcome text, pipeline dp_pipelines, deployment dp_deployments) LANGUAGE plpgsql AS $$
+DECLARE
+    v_event dp_events;
+    v_resumes boolean;
+    v_at timestamptz;
+BEGIN
+    SELECT * INTO pipeline FROM dp_lock(p_name, p_wait_ms);
+    SELECT * INTO v_event FROM dp_events WHERE pipeline_name = p_name AND request_id = p_request_id;
+    v_resumes := p_start_next
+        AND NOT EXISTS (SELECT FROM dp_deployments WHERE pipeline_name = p_name AND status = 'IN_PROGRESS')
+        AND EXISTS (SELECT FROM dp_deployments WHERE pipeline_name = p_name AND status = 'PENDING');
+    outcome := CASE
+        WHEN pipeline.name IS NULL THEN 'PIPELINE_NOT_FOUND'
+        WHEN v_event.request_id IS NOT NULL AND v_event.request_digest IS DISTINCT FROM p_digest
+            THEN 'REQUEST_ID_REUSED'
+        WHEN v_event.request_id IS NOT NULL THEN 'REPLAYED'
+        WHEN dp_is_locked(pipeline) OR v_resumes THEN 'OK'
+        ELSE 'PIPELINE_NOT_LOCKED' END;
+    IF outcome = 'OK' THEN
+        v_at := clock_timestamp();
+        UPDATE dp_pipelines SET
+            lock_reason = NULL, lock_owner = NULL, locked_at = NULL, lock_expires_at = NULL
+        WHERE name = p_name RETURNING * INTO pipeline;
+        PERFORM dp_record(p_name, 'UNLOCK', v_at, p_reason, p_request_id, p_digest);
+        IF v_resumes THEN
+            deployment := dp_promote(p_name, v_at);
+        END IF;
+    ELSIF outcome = 'REPLAYED' THEN
+        -- What it started then is the event behind its own.
+        SELECT d.* INTO deployment
+        FROM dp_events e JOIN dp_deployments d ON d.id = e.deployment_id
+        WHERE e.pipeline_name = p_name AND e.event_no = v_event.event_no + 1 AND e.type = 'PROMOTE'
+          AND e.created_at = v_event.created_at;
+    END IF;
+    RETURN NEXT;
+END
+$$;
