@@ -1,0 +1,126 @@
+"""Where a pipeline stands, and how it came there."""
+
+from typing import Any
+
+import pytest
+
+from dp.v1 import deployment_pipeline_pb2 as pb
+from support.clients import Answer, Client, Refused
+
+Type = pb.Event.Type
+Status = pb.DeploymentStatus.Status
+
+
+async def trigger(client: Client, pipeline: str, version: str, **more: Any) -> Answer:
+    return await client.call("TriggerDeployment", pipeline_name=pipeline, version=version, **more)
+
+
+async def advance(client: Client, id: str, times: int) -> None:
+    for _ in range(times):
+        await client.call("AdvanceStage", deployment_id=id)
+
+
+async def test_the_state_shows_what_is_live_in_each_stage(client: Client, pipeline: str) -> None:
+    state = await client.call("GetPipelineState", name=pipeline)
+    assert [(stage.name, stage.deployment_id) for stage in state.stages] == [
+        ("build", ""),
+        ("test", ""),
+        ("deploy", ""),
+    ]
+    assert not state.HasField("active")
+    first = await trigger(client, pipeline, "1")
+    await advance(client, first.id, 3)
+    second = await trigger(client, pipeline, "2")
+    await advance(client, second.id, 2)
+    third = await trigger(client, pipeline, "3", on_busy=2)
+    await client.call("Rollback", deployment_id=second.id)
+    await advance(client, third.id, 1)
+    fourth = await trigger(client, pipeline, "4", on_busy=2)
+    await client.call("LockPipeline", name=pipeline, reason="r", owner="ops")
+    state = await client.call("GetPipelineState", name=pipeline)
+    assert [(stage.name, stage.version, stage.seq) for stage in state.stages] == [
+        ("build", "3", 3),
+        ("test", "2", 2),
+        ("deploy", "1", 1),
+    ]
+    assert state.stages[2].deployment_id == first.id
+    completed = await client.call("GetDeploymentStatus", deployment_id=first.id)
+    assert state.stages[2].completed_at == completed.completed_at
+    assert (state.active.id, state.active.current_stage) == (third.id, "test")
+    assert [(d.id, d.queue_position) for d in state.queue] == [(fourth.id, 1)]
+    assert (state.pending_count, state.pipeline.lock.owner) == (1, "ops")
+
+
+async def test_the_state_of_no_pipeline_is_refused(client: Client) -> None:
+    with pytest.raises(Refused) as refused:
+        await client.call("GetPipelineState", name="no-such-pipeline")
+    assert refused.value.reason == "PIPELINE_NOT_FOUND"
+
+
+async def test_events_tell_what_happened_and_why(client: Client, pipeline: str) -> None:
+    first = await trigger(client, pipeline, "1", reason="nightly", request_id="r1")
+    second = await trigger(client, pipeline, "2", on_busy=2)
+    third = await trigger(client, pipeline, "3", on_busy=3)
+    await client.call("UpdatePipeline", name=pipeline, description="d")
+    await client.call("LockPipeline", name=pipeline, reason="freeze", request_id="r2")
+    await client.call("AdvanceStage", deployment_id=first.id, reason="passed")
+    await client.call("UnlockPipeline", name=pipeline)
+    await client.call("Rollback", deployment_id=first.id, reason="on fire")
+    await advance(client, third.id, 3)
+    listed = await client.call("ListEvents", pipeline_name=pipeline)
+    none, pending, in_progress = 0, Status.PENDING, Status.IN_PROGRESS
+    told = [
+        (e.event_no, e.type, e.deployment_id, e.stage, e.from_status, e.to_status, e.reason, e.request_id)
+        for e in listed.events
+    ]
+    assert told == [
+        (1, Type.CREATE, "", "", none, none, "", ""),
+        (2, Type.TRIGGER, first.id, "build", none, in_progress, "nightly", "r1"),
+        (3, Type.QUEUE, second.id, "", none, pending, "", ""),
+        (4, Type.SUPERSEDE, second.id, "", pending, Status.CANCELLED, told[3][6], ""),
+        (5, Type.QUEUE, third.id, "", none, pending, "", ""),
+        (6, Type.UPDATE, "", "", none, none, "", ""),
+        (7, Type.LOCK, "", "", none, none, "freeze", "r2"),
+        (8, Type.ADVANCE, first.id, "build", in_progress, in_progress, "passed", ""),
+        (9, Type.UNLOCK, "", "", none, none, "", ""),
+        (10, Type.ROLLBACK, first.id, "test", in_progress, Status.ROLLED_BACK, "on fire", ""),
+        (11, Type.PROMOTE, third.id, "build", pending, in_progress, "", ""),
+        (12, Type.ADVANCE, third.id, "build", in_progress, in_progress, "", ""),
+        (13, Type.ADVANCE, third.id, "test", in_progress, in_progress, "", ""),
+        (14, Type.COMPLETE, third.id, "deploy", in_progress, Status.COMPLETED, "", ""),
+    ]
+    assert third.id in told[3][6]
+    assert listed.events[9].created_at == listed.events[10].created_at
+    assert not listed.more
+    of_one = await client.call("ListEvents", deployment_id=third.id)
+    assert [event.event_no for event in of_one.events] == [5, 11, 12, 13, 14]
+
+
+async def test_events_come_page_by_page(client: Client, pipeline: str) -> None:
+    id = (await trigger(client, pipeline, "1")).id
+    await advance(client, id, 3)
+    numbers, more, after = [], True, 0
+    while more:
+        page = await client.call("ListEvents", pipeline_name=pipeline, after_event_no=after, limit=2)
+        numbers += [event.event_no for event in page.events]
+        more, after = page.more, numbers[-1]
+    assert numbers == [1, 2, 3, 4, 5]
+    nothing_new = await client.call("ListEvents", pipeline_name=pipeline, after_event_no=5)
+    assert (len(nothing_new.events), nothing_new.more) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({}, "INVALID_FIELD"),
+        ({"pipeline_name": "a", "deployment_id": "0199f6a2-7f2c-7bd0-8a55-1c2d3e4f5a6b"}, "INVALID_FIELD"),
+        ({"pipeline_name": "a", "after_event_no": -1}, "INVALID_FIELD"),
+        ({"pipeline_name": "a", "limit": 1001}, "INVALID_FIELD"),
+        ({"pipeline_name": "no-such-pipeline"}, "PIPELINE_NOT_FOUND"),
+        ({"deployment_id": "0199f6a2-7f2c-7bd0-8a55-1c2d3e4f5a6b"}, "DEPLOYMENT_NOT_FOUND"),
+    ],
+)
+async def test_events_of_nothing_are_refused(client: Client, fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(Refused) as refused:
+        await client.call("ListEvents", **fields)
+    assert refused.value.reason == reason
