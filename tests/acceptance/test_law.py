@@ -2,6 +2,7 @@
 
 import itertools
 import uuid
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -54,22 +55,102 @@ def rows(sql: psycopg.Connection, pipeline: str) -> list[dict[str, Any]]:
     return [*deployments, *events]
 
 
+@dataclass
+class Around:
+    """What is in the pipeline besides the deployment in question."""
+
+    waiting: bool
+    locked: bool
+
+
+AROUND = [Around(waiting, locked) for waiting in (False, True) for locked in (False, True)]
+
+
+@pytest.mark.parametrize("around", AROUND, ids=str)
 @pytest.mark.parametrize(("status", "event"), list(itertools.product(Status, CALLS)))
-async def test_s4_only_the_laws_transitions_happen(
-    client: Client, pipeline: str, sql: psycopg.Connection, status: Status, event: Event
+async def test_s4_l2_only_the_laws_transitions_happen_and_no_slot_stays_free(
+    client: Client,
+    pipeline: str,
+    sql: psycopg.Connection,
+    status: Status,
+    event: Event,
+    around: Around,
 ) -> None:
     method, stage_index = CALLS[event]
+    # A PENDING one waits for somebody; an ended one has left the slot to somebody if anybody waits.
+    other = None
+    if status is Status.PENDING or (status in FINAL and around.waiting):
+        other = place(sql, pipeline, Status.IN_PROGRESS, 0)
     id = place(sql, pipeline, status, stage_index)
+    waiting = place(sql, pipeline, Status.PENDING, 0) if around.waiting else None
+    if around.locked:
+        await client.call("LockPipeline", name=pipeline, reason="r")
     before = rows(sql, pipeline)
     allowed = TRANSITIONS.get((status, event))
     if allowed:
         answer = await client.call(method, deployment_id=str(id))
         assert answer.status_name == allowed
-        last = rows(sql, pipeline)[-1]
-        assert (last["type"], last["from_status"], last["to_status"]) == (event, status, allowed)
+        [made] = [e for e in new_events(sql, pipeline, before) if e["deployment_id"] == id]
+        assert (made["type"], made["from_status"], made["to_status"]) == (event, status, allowed)
     else:
         with pytest.raises(Refused) as refused:
             await client.call(method, deployment_id=str(id))
         expected = "DEPLOYMENT_ENDED" if status in FINAL else "DEPLOYMENT_NOT_IN_PROGRESS"
         assert (refused.value.reason, refused.value.facts["status"]) == (expected, status)
         assert rows(sql, pipeline) == before
+    state = await client.call("GetPipelineState", name=pipeline)
+    frees = status is Status.IN_PROGRESS and allowed in FINAL
+    if frees and waiting and not around.locked:
+        assert state.active.id == str(waiting), "promoted"
+    elif frees:
+        assert not state.HasField("active")
+    elif other:
+        assert state.active.id == str(other), "untouched"
+    slot_free, somebody_waits = not state.HasField("active"), state.pending_count > 0
+    assert not (slot_free and somebody_waits) or around.locked
+
+
+def new_events(
+    sql: psycopg.Connection, pipeline: str, before: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    return [row for row in rows(sql, pipeline) if "event_no" in row and row not in before]
+
+
+ON_BUSY = {"REJECT": 1, "QUEUE": 2, "SUPERSEDE": 3}
+
+
+@pytest.mark.parametrize("locked", [False, True])
+@pytest.mark.parametrize("waiting", [False, True])
+@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("on_busy", ON_BUSY)
+async def test_s4_l2_a_trigger_in_every_state_of_the_pipeline(
+    client: Client,
+    pipeline: str,
+    sql: psycopg.Connection,
+    on_busy: str,
+    busy: bool,
+    waiting: bool,
+    locked: bool,
+) -> None:
+    active = place(sql, pipeline, Status.IN_PROGRESS, 0) if busy else None
+    # With a free slot this is a line that nobody resumed after a lock.
+    line = place(sql, pipeline, Status.PENDING, 0) if waiting else None
+    if locked:
+        await client.call("LockPipeline", name=pipeline, reason="r")
+    call = client.call("TriggerDeployment", pipeline_name=pipeline, version="new", on_busy=ON_BUSY[on_busy])
+    holder = active or (line if not locked else None)
+    if holder and on_busy == "REJECT":
+        expected = "PIPELINE_BUSY"
+    elif locked:
+        expected = "PIPELINE_LOCKED"
+    else:
+        expected = "PENDING" if holder else "IN_PROGRESS"
+    try:
+        outcome = (await call).status_name
+    except Refused as refused:
+        outcome = refused.reason
+    assert outcome == expected
+    state = await client.call("GetPipelineState", name=pipeline)
+    if holder:
+        assert state.active.id == str(holder)
+    assert not (state.pending_count and not state.HasField("active")) or locked
