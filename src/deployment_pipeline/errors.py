@@ -78,7 +78,7 @@ class RequestIdReused(Refusal):
     def __str__(self) -> str:
         return (
             f'request_id "{self.request_id}" was already used in this pipeline for another request;'
-            " make a new one for each change"
+            " a repeat must be the same in every field, and another change needs a new one"
         )
 
 
@@ -110,16 +110,15 @@ class PipelineExists(Refusal):
     reason = "PIPELINE_EXISTS"
     pipeline: str
     revision: int
-    stages: Sequence[str]
+    differs: Sequence[str]  # the fields that are not the same
 
     def facts(self) -> dict[str, str]:
-        return {**super().facts(), "stages": ",".join(self.stages)}
+        return {**super().facts(), "differs": ",".join(self.differs)}
 
     def __str__(self) -> str:
         return (
-            f'pipeline "{self.pipeline}" exists with another definition'
-            f" (revision {self.revision}, stages {', '.join(self.stages)});"
-            " UpdatePipeline changes it, GetPipeline shows it"
+            f'pipeline "{self.pipeline}" exists (revision {self.revision}) with other'
+            f" {' and '.join(self.differs)}; GetPipeline shows it, UpdatePipeline changes it"
         )
 
 

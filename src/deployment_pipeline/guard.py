@@ -178,6 +178,14 @@ class Guard:
     async def close(self) -> None:
         await self._redis.aclose()
 
+    async def greet(self) -> None:
+        """At the start: say in the log if Redis does not answer. Nothing depends on it."""
+        try:
+            async with asyncio.timeout(OPEN_SECONDS):
+                await self._redis.ping()
+        except (RedisError, OSError) as error:
+            log.warning("redis does not answer: triggers go to postgres", error=str(error))
+
     async def gate(self, pipeline: str, id: UUID) -> Passage:
         """Before a trigger: is it known to be hopeless? If not, reserve the pipeline for this id."""
         answer = await self._run(self._gate, pipeline, str(id), self._lease_ms, ACTIVE_TTL_MS)
@@ -234,7 +242,7 @@ class Guard:
             self._failures += 1
             self._closed_again_at = loop.time() + OPEN_SECONDS
             if self._failures == FAILURES_TO_OPEN:
-                log.warning("redis is left out: triggers go to postgres", error=type(error).__name__)
+                log.warning("redis is left out: triggers go to postgres", error=str(error))
             return None
         if self._failures >= FAILURES_TO_OPEN:
             log.info("redis is back")

@@ -7,6 +7,7 @@ Postgres or Redis; "readiness" that Postgres answers, too.
 import asyncio
 
 import grpc
+import structlog
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio
 
@@ -21,6 +22,9 @@ PROBE_PAUSE_SECONDS = 2.0
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+log = structlog.get_logger()
 
 
 class Health(aio.HealthServicer):  # type: ignore[misc]  # grpc_health has no types
@@ -43,13 +47,17 @@ class Health(aio.HealthServicer):  # type: ignore[misc]  # grpc_health has no ty
 
     async def keep_ready(self, store: Store) -> None:
         """Set readiness from Postgres, until cancelled."""
+        ready = True
         while True:
             await asyncio.sleep(PROBE_PAUSE_SECONDS)
+            before = ready
             try:
                 await store.ping()
+                ready = True
             except StoreUnavailable:
-                await self.set(READINESS, NOT_SERVING)
+                ready = False
             except Overloaded:
                 pass  # busy, not away: sending the load elsewhere would only move it
-            else:
-                await self.set(READINESS, SERVING)
+            if ready != before:
+                log.warning("postgres is back" if ready else "postgres does not answer", ready=ready)
+                await self.set(READINESS, SERVING if ready else NOT_SERVING)

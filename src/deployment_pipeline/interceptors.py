@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 
 from deployment_pipeline import deadline, status
 from deployment_pipeline.errors import InvalidFields, Refusal, ShuttingDown, Violation
+from dp.v1 import deployment_pipeline_pb2 as pb
 
 log = structlog.get_logger()
 
@@ -86,7 +87,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         context: Context,
     ) -> Any:
         started = time.perf_counter()
-        code, facts = grpc.StatusCode.OK, {}
+        code, said = grpc.StatusCode.OK, {}
         deadline.start(context.time_remaining())
         try:
             if self._draining:
@@ -94,10 +95,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if isinstance(request, _Unreadable):
                 rule = f"is not a {method} request: the bytes are no such message, or a text is not UTF-8"
                 raise InvalidFields([Violation("request", rule)])
-            return await behavior(request, context)
+            response = await behavior(request, context)
+            said = _subject(request, response, context)
+            return response
         except Refusal as refusal:
             code, message, details = status.of(refusal)
-            facts = {"reason": refusal.reason, **refusal.facts()}
+            said = {"refusal": {"reason": refusal.reason, **refusal.facts()}}
             await self._abort(context, code, message, details)
         except asyncio.CancelledError:
             # The caller left, or its time is over: there is nobody to answer.
@@ -107,7 +110,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             incident = uuid4().hex
             log.exception("a bug", incident=incident, method=method)
             code, message, details = status.internal(incident)
-            facts = {"incident": incident}
+            said = {"incident": incident}
             await self._abort(context, code, message, details)
         finally:
             log.info(
@@ -116,9 +119,30 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 code=code.name,
                 ms=round((time.perf_counter() - started) * 1000, 2),
                 peer=context.peer(),
-                **({"refusal": facts} if facts else {}),
+                **said,
             )
 
     @staticmethod
     async def _abort(context: Context, code: grpc.StatusCode, message: str, details: bytes) -> None:
         await context.abort(code, message, trailing_metadata=((status.DETAILS_KEY, details),))
+
+
+_REQUEST_FIELDS = ("pipeline_name", "deployment_id", "request_id")
+
+
+def _subject(request: Any, response: Any, context: Context) -> dict[str, Any]:
+    """What the call was about, for people who look for it in the log."""
+    said = {field: value for field in _REQUEST_FIELDS if (value := getattr(request, field, ""))}
+    if isinstance(response, pb.DeploymentStatus):
+        said |= {
+            "pipeline_name": response.pipeline_name,
+            "deployment_id": response.id,
+            "version": response.version,
+            "stage": response.current_stage,
+            "status": pb.DeploymentStatus.Status.Name(response.status),
+        }
+    elif name := getattr(request, "name", ""):
+        said["pipeline_name"] = name
+    if context.trailing_metadata():
+        said["replayed"] = True
+    return said

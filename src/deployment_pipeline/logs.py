@@ -20,7 +20,9 @@ def configure(level: str) -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    # The pool and the migrations say through the standard library what they do; warnings matter.
+    # What libraries say through the standard library: warnings matter. The pool's do not, which come for
+    # every attempt at every connection; readiness says once that Postgres is away.
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[_JsonHandler()])
 
 

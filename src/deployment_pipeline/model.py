@@ -1,6 +1,6 @@
 """What the service talks about, as it stood in one database snapshot."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, TypeVar
@@ -143,6 +143,15 @@ class HistoryFilter:
     statuses: Sequence[Status] = ()
     reached_stage: str = ""
     completed_stage: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """Part of a list."""
+
+    items: Sequence[T]
+    more: bool
+    token_after: Callable[[T], str]  # where the list goes on, if this is the last item that is shown
 
 
 @dataclass(frozen=True, slots=True)

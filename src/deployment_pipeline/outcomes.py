@@ -9,7 +9,6 @@ from deployment_pipeline.errors import (
     InvalidFields,
     NoKnownGood,
     PipelineBusy,
-    PipelineExists,
     PipelineLocked,
     PipelineNotFound,
     PipelineNotLocked,
@@ -62,8 +61,6 @@ def refusal_of_pipeline_change(
             return PipelineNotLocked(name)
         case Judged("QUEUE_FULL", pipeline=Pipeline() as p):
             return QueueFull(name, p.max_pending)
-        case Judged("PIPELINE_EXISTS", pipeline=Pipeline() as p):
-            return PipelineExists(name, p.revision, p.stages)
         case Judged("REVISION_MISMATCH", pipeline=Pipeline() as p):
             return RevisionMismatch(name, expected_revision, p.revision)
         case Judged("EXPIRY_PASSED"):

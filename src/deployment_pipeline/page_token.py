@@ -13,7 +13,7 @@ from deployment_pipeline.rules import Rules
 _SIGNATURE_BYTES = 16
 
 
-class Page:
+class PageTokens:
     """The tokens of one list: `about` is all that must be the same from page to page."""
 
     def __init__(self, key: bytes, *about: object) -> None:

@@ -64,7 +64,8 @@ class Rules:
 
     def version(self, field: str, value: str) -> None:
         if not 1 <= len(value) <= MAX_VERSION_CHARS or not _printable(value):
-            self.broken(field, f"must be 1 to {MAX_VERSION_CHARS} printable characters")
+            rule = f"must be 1 to {MAX_VERSION_CHARS} printable characters"
+            self.broken(field, rule if value else f"is required; it {rule}")
 
     def text(self, field: str, value: str) -> None:
         if _CONTROL.search(value):
@@ -109,5 +110,6 @@ class Rules:
         """The parsed id; the nil UUID (never used, for `check` raises) if it is broken."""
         if _UUID.fullmatch(value):
             return UUID(value)
-        self.broken(field, "must be a deployment's id, like '0199f6a2-7f2c-7bd0-8a55-1c2d3e4f5a6b'")
+        rule = "must be a deployment's id, like '0199f6a2-7f2c-7bd0-8a55-1c2d3e4f5a6b'"
+        self.broken(field, rule if value else f"is required; it {rule}")
         return UUID(int=0)

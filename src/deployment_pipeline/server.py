@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable
 
 import grpc
 import structlog
 from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
+from deployment_pipeline import reflection
 from deployment_pipeline.database import Database
 from deployment_pipeline.engine import Engine
 from deployment_pipeline.guard import Guard
@@ -50,6 +51,7 @@ async def running(settings: Settings) -> AsyncIterator[int]:
     await database.open()
     store = Store(database)
     guard = Guard(settings.redis_url, settings.lease_ms)
+    await guard.greet()
     engine = Engine(store, guard, await store.page_token_key())
     calls = CallInterceptor(SERVICE)
     health = Health()
@@ -57,7 +59,7 @@ async def running(settings: Settings) -> AsyncIterator[int]:
     pb_grpc.add_DeploymentPipelineServicer_to_server(DeploymentPipelineService(engine), server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     if settings.reflection:
-        _add_reflection(server)
+        reflection.add(server, SERVICE, "grpc.health.v1.Health")
     try:
         port = _bind(server, settings.listen)
         await health.start()
@@ -81,7 +83,7 @@ async def serve(settings: Settings, ready: Callable[[int], None]) -> None:
     """Serve until SIGTERM or SIGINT. `ready` is called with the port once calls are answered."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
     async with running(settings) as port:
         ready(port)
@@ -90,31 +92,16 @@ async def serve(settings: Settings, ready: Callable[[int], None]) -> None:
 
 
 def _bind(server: grpc.aio.Server, listen: str) -> int:
+    host, _, port = listen.rpartition(":")
     try:
+        # gRPC would not say why it cannot; the socket does.
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(address)
         return server.add_insecure_port(listen)
-    except RuntimeError as error:
-        raise CannotListen(f"{listen} cannot be listened on: is another server there?") from error
-
-
-def _add_reflection(server: grpc.aio.Server) -> None:
-    """Under its name of today, and under the one that older tools ask for: the messages are the same."""
-    names = (
-        SERVICE,
-        "grpc.health.v1.Health",
-        "grpc.reflection.v1.ServerReflection",
-        "grpc.reflection.v1alpha.ServerReflection",
-    )
-    servicer = reflection.aio.ReflectionServicer(names)
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
-    handler = grpc.stream_stream_rpc_method_handler(
-        servicer.ServerReflectionInfo,
-        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
-    server.add_generic_rpc_handlers(
-        [
-            grpc.method_handlers_generic_handler(
-                "grpc.reflection.v1.ServerReflection", {"ServerReflectionInfo": handler}
-            )
-        ]
-    )
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CannotListen(f"cannot listen on {listen} (DP_LISTEN): {reason}") from error

@@ -38,7 +38,7 @@ class DeploymentPipelineService(pb_grpc.DeploymentPipelineServicer):
         self, request: pb.ListPipelinesRequest, context: Context
     ) -> pb.ListPipelinesResponse:
         page = await self._engine.records.pipelines(request.page_size, request.page_token)
-        return convert.pipelines(*page)
+        return convert.pipelines(page)
 
     async def UpdatePipeline(self, request: pb.UpdatePipelineRequest, context: Context) -> pb.Pipeline:
         change = await self._engine.pipelines.update(
@@ -102,7 +102,7 @@ class DeploymentPipelineService(pb_grpc.DeploymentPipelineServicer):
         page = await self._engine.records.history(
             request.pipeline_name, where, request.limit, request.page_token
         )
-        return convert.history(*page)
+        return convert.history(page)
 
     async def LockPipeline(self, request: pb.LockPipelineRequest, context: Context) -> pb.Pipeline:
         change = await self._engine.pipelines.lock(
@@ -127,7 +127,7 @@ class DeploymentPipelineService(pb_grpc.DeploymentPipelineServicer):
         page = await self._engine.records.events(
             request.pipeline_name, request.deployment_id, request.after_event_no, request.limit
         )
-        return convert.events(*page)
+        return convert.events(page)
 
 
 def _snapshot(change: Change[T], context: Context) -> T:

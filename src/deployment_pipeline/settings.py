@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 PREFIX = "DP_"
 # Variables that belong to the tests, not to the service.
 TEST_PREFIX = "DP_TEST_"
+MAX_PORT = 65535
 
 
 class InvalidSettings(Exception):
@@ -19,8 +20,10 @@ class InvalidSettings(Exception):
 
 def _host_and_port(value: str) -> str:
     host, colon, port = value.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+    if not colon or not host or not port.isdecimal():
         raise ValueError("must be HOST:PORT, like 127.0.0.1:50051 or [::]:50051")
+    if int(port) > MAX_PORT:
+        raise ValueError(f"must have a port of 0 to {MAX_PORT}")
     return value
 
 
@@ -66,19 +69,24 @@ def variable(field: str) -> str:
 
 def load() -> Settings:
     """Read the environment. Raises InvalidSettings that names every broken and every unknown variable."""
-    known = {variable(field) for field in Settings.model_fields}
+    known = [variable(field) for field in Settings.model_fields]
     problems = [
-        f"{name}: there is no such setting; `deployment-pipeline config` lists them"
+        f"{name}: there is no such setting; there are {', '.join(known)}"
         for name in sorted(os.environ)
         if name.startswith(PREFIX) and not name.startswith(TEST_PREFIX) and name not in known
     ]
     try:
         settings = Settings()
     except ValidationError as error:
-        problems += [f"{variable(str(e['loc'][0]))}: {e['msg']}" for e in error.errors()]
+        problems += [_problem(variable(str(e["loc"][0])), e["msg"]) for e in error.errors()]
     if problems:
         raise InvalidSettings("\n".join(problems))
     return settings
+
+
+def _problem(name: str, message: str) -> str:
+    rule = message.removeprefix("Value error, ").replace("Input should be", "must be")
+    return f"{name}: {rule} (it is '{os.environ.get(name, '')}')"
 
 
 def without_secrets(url: str) -> str:

@@ -96,6 +96,34 @@ async def test_history_filters(client: Client, pipeline: str) -> None:
     assert await versions(statuses=[5], reached_stage="test") == ["2"]
 
 
+async def test_a_page_of_large_deployments_fits_into_a_clients_default_limit(
+    client: Client, new_name: Callable[[], str]
+) -> None:
+    name = new_name()
+    labels = {f"{n:063}": "v" * 256 for n in range(64)}
+    stages = [f"{n:063}" for n in range(100)]
+    await client.call("CreatePipeline", name=name, stages=stages, max_pending=1000)
+    for n in range(130):
+        await client.call(
+            "TriggerDeployment",
+            pipeline_name=name,
+            version=str(n),
+            on_busy=2,
+            labels=labels,
+            reason="r" * 4096,
+        )
+    seen, token = [], None
+    while token != "":
+        page = await client.call("GetHistory", pipeline_name=name, limit=1000, page_token=token)
+        assert page.message.ByteSize() < 4 * 1024 * 1024
+        seen += [deployment.seq for deployment in page.deployments]
+        token = page.next_page_token
+    assert seen == list(range(130, 0, -1))
+    state = await client.call("GetPipelineState", name=name)
+    assert state.message.ByteSize() < 4 * 1024 * 1024
+    assert (state.pending_count, state.queue[0].queue_position) == (129, 1)
+
+
 async def test_a_page_token_belongs_to_its_filters(client: Client, pipeline: str) -> None:
     for version in "12":
         id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version=version)).id

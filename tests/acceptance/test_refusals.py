@@ -101,7 +101,8 @@ async def test_deployment_not_found(client: Client, method: str) -> None:
 async def test_pipeline_exists(client: Client, pipeline: str) -> None:
     refused = await refusal(client.call("CreatePipeline", name=pipeline, stages=["other"]))
     assert (refused.code, refused.reason) == (StatusCode.ALREADY_EXISTS, "PIPELINE_EXISTS")
-    assert refused.facts["stages"] == "build,test,deploy"
+    assert refused.facts["differs"] == "stages"
+    assert "with other stages" in refused.message
     assert refused.details["ResourceInfo"].resource_name == pipeline
 
 

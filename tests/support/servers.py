@@ -39,9 +39,9 @@ class Server:
         )
         assert self.process.stdout
         line = self.process.stdout.readline()
-        found = re.search(r"serves gRPC on (\S+):(\d+)", line)
+        found = re.search(r"127\.0\.0\.1:\d+", line)
         assert found, f"the server printed {line!r}"
-        self.address = f"{found[1]}:{found[2]}"
+        self.address = found[0]
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """Returns the exit code."""

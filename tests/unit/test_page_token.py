@@ -1,13 +1,13 @@
 import pytest
 
 from deployment_pipeline.errors import InvalidFields
-from deployment_pipeline.page_token import Page
+from deployment_pipeline.page_token import PageTokens
 from deployment_pipeline.rules import Rules
 
 KEY = bytes(16)
 
 
-def refused(page: Page, token: str) -> bool:
+def refused(page: PageTokens, token: str) -> bool:
     rules = Rules()
     page.load(rules, token)
     try:
@@ -19,25 +19,25 @@ def refused(page: Page, token: str) -> bool:
 
 @pytest.mark.parametrize("position", ["", "a", "17", "p-äöü"])
 def test_a_token_leads_back_to_its_position(position: str) -> None:
-    page = Page(KEY, "history", "shop")
+    page = PageTokens(KEY, "history", "shop")
     rules = Rules()
     assert page.load(rules, page.dump(position)) == position
     rules.check()
 
 
 def test_no_token_is_the_first_page() -> None:
-    assert Page(KEY, "history").load(Rules(), "") is None
+    assert PageTokens(KEY, "history").load(Rules(), "") is None
 
 
 def test_a_token_of_another_list_filter_or_installation_is_refused() -> None:
-    token = Page(KEY, "history", "shop").dump("17")
-    assert refused(Page(KEY, "history", "shop2"), token)
-    assert refused(Page(KEY, "pipelines"), token)
-    assert refused(Page(bytes(15) + b"1", "history", "shop"), token)
+    token = PageTokens(KEY, "history", "shop").dump("17")
+    assert refused(PageTokens(KEY, "history", "shop2"), token)
+    assert refused(PageTokens(KEY, "pipelines"), token)
+    assert refused(PageTokens(bytes(15) + b"1", "history", "shop"), token)
 
 
 def test_every_changed_character_is_noticed() -> None:
-    page = Page(KEY, "history", "shop")
+    page = PageTokens(KEY, "history", "shop")
     token = page.dump("17")
     for i, old in enumerate(token):
         for new in "Aa0-_=\x00é":

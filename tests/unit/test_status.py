@@ -29,7 +29,7 @@ LARGEST: dict[str, Any] = {
     "max_pending": 10_000,
     "pipeline": "p" * 63,
     "deployment_id": UUID(int=1),
-    "stages": ["s" * 63] * 100,
+    "differs": ["stages", "description", "labels", "max_pending"],
     "version": WIDE * 256,
     "stage": "s" * 63,
     "expected_stage": "s" * 63,

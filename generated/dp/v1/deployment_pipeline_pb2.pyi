@@ -24,7 +24,8 @@ Rules that hold for every call
   request_id), or INTERNAL/INTERNAL (a bug; the message holds an id that is in the server's log).
 * Text is UTF-8 without control characters; where it may have several lines, newline and tab are
   allowed. Names of pipelines and stages match ^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$.
-* Times are UTC, from the database's clock. A message larger than 1 MiB is refused.
+* Times are UTC, from the database's clock. A request larger than 1 MiB is refused by the transport:
+  RESOURCE_EXHAUSTED without details. A page ends at 3 MiB even if it holds fewer items than asked for.
 """
 
 from collections import abc as _abc
@@ -1110,7 +1111,7 @@ class PipelineState(_message.Message):
 
     @_builtins.property
     def queue(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeploymentStatus]:
-        """What waits, the next to start first: 1000 at most."""
+        """What waits, the next to start first: 1000 at most, and 3 MiB."""
 
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageState]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from deployment_pipeline import outcomes
 from deployment_pipeline.engine.changes import Changes
+from deployment_pipeline.errors import PipelineExists
 from deployment_pipeline.identity import request_key
 from deployment_pipeline.model import Change, Deployment, Judged, Pipeline
 from deployment_pipeline.rules import DEFAULT_MAX_PENDING, MAX_PENDING, Rules
@@ -39,7 +40,17 @@ class Pipelines:
         rules.check()
         key = request_key(request_id, "create", name, stages, description, labels, pending)
         change = self._store.create_pipeline(name, stages, description, labels, pending, key)
-        return _pipeline(await self._judged(change, name, request_id))
+        judged = await self._changes.finish(change)
+        if judged.outcome == "PIPELINE_EXISTS" and judged.pipeline:
+            found = judged.pipeline
+            same = {
+                "stages": found.stages == tuple(stages),
+                "description": found.description == description,
+                "labels": found.labels == labels,
+                "max_pending": found.max_pending == pending,
+            }
+            raise PipelineExists(name, found.revision, [field for field in same if not same[field]])
+        return _pipeline(_checked(judged, name, request_id))
 
     async def update(
         self, name: str, changes: Mapping[str, Any], expected_revision: int, request_id: str
@@ -106,11 +117,14 @@ class Pipelines:
         request_id: str,
         expected_revision: int = 0,
     ) -> Judged:
-        judged = await self._changes.finish(change)
-        refusal = outcomes.refusal_of_pipeline_change(judged, name, request_id, expected_revision)
-        if refusal:
-            raise refusal
-        return judged
+        return _checked(await self._changes.finish(change), name, request_id, expected_revision)
+
+
+def _checked(judged: Judged, name: str, request_id: str, expected_revision: int = 0) -> Judged:
+    refusal = outcomes.refusal_of_pipeline_change(judged, name, request_id, expected_revision)
+    if refusal:
+        raise refusal
+    return judged
 
 
 def _pipeline(judged: Judged) -> Change[Pipeline]:

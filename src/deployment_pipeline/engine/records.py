@@ -3,8 +3,8 @@
 from uuid import UUID
 
 from deployment_pipeline.errors import DeploymentNotFound, PipelineNotFound
-from deployment_pipeline.model import Deployment, HistoryFilter, LoggedEvent, Pipeline, PipelineState
-from deployment_pipeline.page_token import Page
+from deployment_pipeline.model import Deployment, HistoryFilter, LoggedEvent, Page, Pipeline, PipelineState
+from deployment_pipeline.page_token import PageTokens
 from deployment_pipeline.rules import MAX_PAGE, Rules
 from deployment_pipeline.store import Store
 
@@ -25,16 +25,15 @@ class Records:
             raise PipelineNotFound(name)
         return pipeline
 
-    async def pipelines(self, page_size: int, token: str) -> tuple[list[Pipeline], str]:
-        """A page in the order of names, and the token of the next one."""
+    async def pipelines(self, page_size: int, token: str) -> Page[Pipeline]:
+        """In the order of names."""
         rules = Rules()
         size = rules.page_size("page_size", page_size)
-        page = Page(self._page_token_key, "pipelines")
-        after = page.load(rules, token) or ""
+        tokens = PageTokens(self._page_token_key, "pipelines")
+        after = tokens.load(rules, token) or ""
         rules.check()
         pipelines = await self._store.list_pipelines(after, size + 1)
-        more = len(pipelines) > size
-        return pipelines[:size], page.dump(pipelines[size - 1].name) if more else ""
+        return Page(pipelines[:size], len(pipelines) > size, lambda last: tokens.dump(last.name))
 
     async def state(self, name: str) -> PipelineState:
         rules = Rules()
@@ -53,27 +52,24 @@ class Records:
 
     async def history(
         self, pipeline: str, where: HistoryFilter, limit: int, token: str
-    ) -> tuple[list[Deployment], str]:
-        """A page, newest first, and the token of the next one."""
+    ) -> Page[Deployment]:
+        """Newest first."""
         rules = Rules()
         rules.name("pipeline_name", pipeline)
         size = rules.page_size("limit", limit)
         for field in ("reached_stage", "completed_stage"):
             if stage := getattr(where, field):
                 rules.name(field, stage)
-        page = Page(self._page_token_key, "history", pipeline, where)
-        before = page.load(rules, token)
+        tokens = PageTokens(self._page_token_key, "history", pipeline, where)
+        before = tokens.load(rules, token)
         rules.check()
         found = await self._store.history(pipeline, where, int(before) if before else _MAX_NUMBER, size + 1)
         if found is None:
             raise PipelineNotFound(pipeline)
-        more = len(found) > size
-        return found[:size], page.dump(str(found[size - 1].seq)) if more else ""
+        return Page(found[:size], len(found) > size, lambda last: tokens.dump(str(last.seq)))
 
-    async def events(
-        self, pipeline: str, deployment_id: str, after: int, limit: int
-    ) -> tuple[list[LoggedEvent], bool]:
-        """A page, oldest first, and whether there are more. Of a pipeline or of a deployment."""
+    async def events(self, pipeline: str, deployment_id: str, after: int, limit: int) -> Page[LoggedEvent]:
+        """Oldest first; of a pipeline or of a deployment."""
         rules = Rules()
         id = rules.uuid("deployment_id", deployment_id) if deployment_id else None
         if pipeline:
@@ -89,7 +85,7 @@ class Records:
             events = await self._store.pipeline_events(pipeline, after, size + 1)
         if not events:  # nothing happened since, or there is no such thing
             await (self._deployment(id) if id else self.pipeline(pipeline))
-        return events[:size], len(events) > size
+        return Page(events[:size], len(events) > size, lambda last: str(last.event_no))
 
     async def _deployment(self, id: UUID) -> Deployment:
         deployment = await self._store.get_deployment(id)
