@@ -1,11 +1,13 @@
 """The service as a process: restarts, signals, health, settings."""
 
 import asyncio
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +159,12 @@ def test_broken_settings_are_reported_all_at_once() -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_config_and_migrate_and_version_do_one_thing_each(stores: Stores) -> None:
+    migrated = run("migrate", DP_DATABASE_URL=stores.database_url)
+    assert (migrated.returncode, migrated.stderr) == (0, "")
+    assert run("--version").stdout.strip() == version("deployment-pipeline")
+
+
 def test_missing_stores_are_reported() -> None:
     result = run("serve")
     assert result.returncode == 2
@@ -173,7 +181,19 @@ def test_a_port_that_is_taken_is_reported(stores: Stores) -> None:
         )
         running.stop()
     assert result.returncode == 2
-    assert running.address in result.stderr
+    assert f"cannot listen on {running.address} (DP_LISTEN): Address already in use" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_address_of_somebody_else_is_reported(stores: Stores) -> None:
+    result = run(
+        "serve",
+        DP_LISTEN="192.0.2.1:50051",
+        DP_DATABASE_URL=stores.database_url,
+        DP_REDIS_URL=stores.redis_url,
+    )
+    assert result.returncode == 2
+    assert "192.0.2.1:50051 (DP_LISTEN)" in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -189,11 +209,15 @@ def children(pid: int) -> list[int]:
 
 
 def gone(pid: int) -> bool:
-    return not Path(f"/proc/{pid}").exists()
+    """A process that nobody waits for stays as a zombie: it has ended, too."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux to see child processes")
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_embedded_stores_keep_their_data_and_leave_no_process(how: signal.Signals) -> None:
     with scratch_folder() as folder:
         embedded = EmbeddedServer(folder)
@@ -210,14 +234,68 @@ async def test_embedded_stores_keep_their_data_and_leave_no_process(how: signal.
                 embedded.start()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a killed service leaves its stores behind")
+async def test_embedded_stores_end_with_a_service_that_is_killed() -> None:
+    with scratch_folder() as folder:
+        embedded = EmbeddedServer(folder)
+        stores_of_it = children(embedded.process.pid)
+        embedded.stop(signal.SIGKILL)
+        for _ in range(500):
+            if all(map(gone, stores_of_it)):
+                break
+            await asyncio.sleep(0.02)
+        assert all(map(gone, stores_of_it))
+        embedded.start()
+        assert embedded.stop() == 0
+
+
+async def test_a_second_server_on_the_same_folder_is_refused() -> None:
+    with scratch_folder() as folder:
+        embedded = EmbeddedServer(folder)
+        second = run("serve", "--embedded", DP_LISTEN="127.0.0.1:0", DP_DATA_DIR=str(folder))
+        assert second.returncode == 2
+        assert f"in use by another deployment-pipeline (process {embedded.process.pid})" in second.stderr
+        async with grpc.aio.insecure_channel(embedded.address) as channel:
+            await TypedClient(channel).call("CreatePipeline", name="shop", stages=["a"])
+        assert embedded.stop() == 0
+
+
 class EmbeddedServer(Server):
     """`deployment-pipeline serve --embedded`, as `make run` starts it."""
 
     arguments = ("serve", "--embedded")
 
     def __init__(self, folder: Path) -> None:
-        self.settings = {"DP_LISTEN": "127.0.0.1:0", "DP_DATA_DIR": str(folder)}
-        self.start()
+        super().__init__({"DP_DATA_DIR": str(folder)})
+
+
+LOGGED = {
+    "TriggerDeployment": {"pipeline_name", "deployment_id", "version", "stage", "status", "request_id"},
+    "GetPipeline": {"pipeline_name"},
+}
+
+
+async def test_each_call_is_one_json_line_that_says_what_it_was_about(
+    stores: Stores, pipeline: str
+) -> None:
+    with scratch_folder() as folder, (folder / "log").open("w+") as log, server(stores, log=log) as running:
+        async with grpc.aio.insecure_channel(running.address) as channel:
+            client = TypedClient(channel)
+            fields: dict[str, Any] = {"pipeline_name": pipeline, "version": "1", "request_id": "r"}
+            for _ in range(2):
+                await client.call("TriggerDeployment", **fields)
+            await client.call("GetPipeline", name=pipeline)
+            with pytest.raises(Refused):
+                await client.call("CreatePipeline", name="\x00\u202e\n", stages=["\x1b"])
+        assert running.stop() == 0
+        log.seek(0)
+        lines = [json.loads(line) for line in log]
+    calls = [line for line in lines if line["event"] == "call"]
+    assert [call["code"] for call in calls] == ["OK", "OK", "OK", "INVALID_ARGUMENT"]
+    for call in calls[:3]:
+        assert LOGGED[call["method"]] <= set(call)
+    assert [call.get("replayed", False) for call in calls[:2]] == [False, True]
+    assert calls[3]["refusal"]["reason"] == "INVALID_FIELD"
 
 
 def test_every_setting_is_documented() -> None:

@@ -7,10 +7,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import TextIO
 
 from support.stores import ROOT, Stores
 
 STOP_SECONDS = 15
+
+NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
 
 class Server:
@@ -18,13 +22,9 @@ class Server:
 
     arguments: tuple[str, ...] = ("serve",)
 
-    def __init__(self, stores: Stores, settings: Mapping[str, str] = {}) -> None:
-        self.settings = {
-            "DP_LISTEN": "127.0.0.1:0",
-            "DP_DATABASE_URL": stores.database_url,
-            "DP_REDIS_URL": stores.redis_url,
-            **settings,
-        }
+    def __init__(self, settings: Mapping[str, str], log: TextIO | None = None) -> None:
+        self.settings = {"DP_LISTEN": "127.0.0.1:0", **settings}
+        self.log = log
         self.start()
 
     def start(self) -> None:
@@ -33,7 +33,7 @@ class Server:
             [sys.executable, "-m", "deployment_pipeline", *self.arguments],
             env={**environment, **self.settings},
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self.log or subprocess.DEVNULL,
             cwd=ROOT,
             text=True,
         )
@@ -53,8 +53,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def server(stores: Stores, settings: Mapping[str, str] = {}) -> Iterator[Server]:
-    running = Server(stores, settings)
+def server(
+    stores: Stores, settings: Mapping[str, str] = NO_SETTINGS, log: TextIO | None = None
+) -> Iterator[Server]:
+    own = {"DP_DATABASE_URL": stores.database_url, "DP_REDIS_URL": stores.redis_url}
+    running = Server({**own, **settings}, log)
     try:
         yield running
     finally:
