@@ -17,7 +17,7 @@ COPY --from=build /venv /venv
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 DP_LISTEN=0.0.0.0:50051
 USER dp
 EXPOSE 50051
-HEALTHCHECK --interval=5s --timeout=6s --start-period=10s CMD ["deployment-pipeline", "healthcheck"]
+HEALTHCHECK --interval=10s --timeout=6s --start-period=10s CMD ["deployment-pipeline", "healthcheck"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["deployment-pipeline"]
 CMD ["serve"]

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -24,8 +25,6 @@ MAX_WAIT_SECONDS = 5.0
 RECONNECT_SECONDS = 4.0
 # A connection that gives no answer for this long after the longest call is cut.
 CUT_SECONDS = deadline.LONGEST_CALL_SECONDS + 1.0
-# Many calls notice the same break; the connections are replaced once.
-REPLACE_PAUSE_SECONDS = 1.0
 CLOSE_SECONDS = 2.0
 
 ONE_IN_PROGRESS = "dp_deployments_one_in_progress"
@@ -48,12 +47,19 @@ _TCP = {
     "tcp_user_timeout": 5000,
 }
 
-Connection: TypeAlias = psycopg.AsyncConnection[tuple[Any, ...]]
 Row: TypeAlias = tuple[Any, ...]
 
 
+class Connection(psycopg.AsyncConnection[Row]):
+    """One that knows its age."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.opened_at = time.monotonic()
+
+
 class _Lost(Exception):
-    """The connection broke. `executed`: whether the statement may have been carried out."""
+    """The statement has no answer. `executed`: whether it may have been carried out."""
 
     def __init__(self, executed: bool) -> None:
         self.executed = executed
@@ -68,6 +74,7 @@ class Database:
         self._replaced_at = float("-inf")
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             url,
+            connection_class=Connection,
             kwargs={"autocommit": True, "prepare_threshold": 0, "options": _SESSION, **_TCP},
             min_size=pool_size,
             max_size=pool_size,
@@ -90,33 +97,33 @@ class Database:
     async def change(self, query: bytes, values: Sequence[Any], key: RequestKey, subject: str) -> Row:
         """Call a function. Repeats once, with the same ids, if the connection breaks: the function finds
         its own work, or does it. Raises OutcomeUnknown, StoreUnavailable or Overloaded."""
-        maybe_executed = False
-        for last_try in (False, True):
-            try:
-                async with self._connection() as connection:
-                    wait_ms = int(deadline.remaining() * 1000)
-                    [row] = await self._execute(connection, query, (*values, key.id, key.digest, wait_ms))
-                    return row
-            except _Lost as lost:
-                maybe_executed |= lost.executed
-                if not last_try:
-                    await self._replace_connections()
-                    continue
-            except (StoreUnavailable, Overloaded):
-                if not maybe_executed:
-                    raise
-            break
-        if not maybe_executed:
-            raise StoreUnavailable
-        raise OutcomeUnknown(subject, key.id if key.digest else "")
+
+        async def call() -> Row:
+            async with self._connection() as connection:
+                wait_ms = int(deadline.remaining() * 1000)
+                [row] = await self._execute(connection, query, (*values, key.id, key.digest, wait_ms))
+                return row
+
+        try:
+            return await call()
+        except _Lost as lost:
+            executed = lost.executed
+        try:
+            return await call()
+        except _Lost as lost:
+            executed |= lost.executed
+        except (StoreUnavailable, Overloaded):
+            if not executed:
+                raise
+        if executed:
+            raise OutcomeUnknown(subject, key.id if key.digest else "")
+        raise StoreUnavailable
 
     async def read(self, query: bytes, values: Sequence[Any] | Mapping[str, Any]) -> list[Row]:
-        """Raises StoreUnavailable or Overloaded."""
-        try:
+        """Repeats once if the connection breaks. Raises StoreUnavailable or Overloaded."""
+        with contextlib.suppress(_Lost):
             async with self._connection() as connection:
                 return await self._execute(connection, query, values)
-        except _Lost:
-            await self._replace_connections()
         try:
             async with self._connection() as connection:
                 return await self._execute(connection, query, values)
@@ -146,7 +153,7 @@ class Database:
             return await (await connection.execute(query, values)).fetchall()
         except (pg.AdminShutdown, pg.CrashShutdown, pg.CannotConnectNow, pg.ReadOnlySqlTransaction) as e:
             # The server ends, or is a standby by now: what it was asked for has not been done.
-            await connection.close()
+            await self._replace(connection)
             raise _Lost(executed=False) from e
         except pg.UniqueViolation as e:
             if e.diag.constraint_name != ONE_IN_PROGRESS:
@@ -158,15 +165,17 @@ class Database:
         except psycopg.OperationalError as e:
             if e.sqlstate is not None:  # out of memory, disk full ...: the server said that it failed
                 raise StoreUnavailable from e
+            await self._replace(connection)
             raise _Lost(executed=True) from e
         finally:
             cut.cancel()
 
-    async def _replace_connections(self) -> None:
-        """After one broke: its idle siblings are likely dead too, and a repeat must not meet them."""
-        now = asyncio.get_running_loop().time()
-        if now - self._replaced_at > REPLACE_PAUSE_SECONDS:
-            self._replaced_at = now
+    async def _replace(self, broken: Connection) -> None:
+        """Its idle siblings are likely dead, and a repeat must not meet them. Many calls notice the same
+        break: what was opened since is left alone."""
+        await broken.close()
+        if broken.opened_at > self._replaced_at:
+            self._replaced_at = time.monotonic()
             await self._pool.drain()
 
 

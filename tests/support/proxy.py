@@ -50,13 +50,14 @@ def redis_commands(buffer: bytearray) -> list[bytes]:
 class Proxy:
     """`asked` holds what was asked since `reset`; what comes after `free` of it waits until `release`.
     While it is `away`, connections break and new ones are closed at once. Once it is to `lose_answers`, it
-    forwards what is asked, then goes away at the first answer."""
+    forwards what is asked, then goes away at the first answer; `lose_one_answer` costs one connection."""
 
     def __init__(self, split: Split) -> None:
         self._split = split
         self.ends: set[asyncio.StreamWriter] = set()
         self._away = False
         self.lose_answers = False
+        self.lose_one_answer = False
         self.address = ""
         self.reset()
 
@@ -98,6 +99,9 @@ class Proxy:
         while data := await reader.read(CHUNK):
             if self.lose_answers:
                 self.away = True
+                return
+            if self.lose_one_answer:
+                self.lose_one_answer = False
                 return
             writer.write(data)
             await writer.drain()

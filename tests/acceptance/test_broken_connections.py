@@ -1,0 +1,104 @@
+"""Connections to Postgres that break: a call is repeated once, and changes things once."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import psycopg
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from deployment_pipeline import health
+from deployment_pipeline.server import running
+from deployment_pipeline.settings import Settings
+from support import audit
+from support.clients import Client, TypedClient
+from support.proxy import Proxy, postgres_proxy
+
+
+@pytest.fixture
+async def behind(settings: Settings) -> AsyncIterator[tuple[Client, Proxy]]:
+    """A server with one connection, behind a proxy."""
+    async with (
+        postgres_proxy(settings.database_url) as (proxy, url),
+        running(settings.model_copy(update={"database_url": url, "pool_size": 1})) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        yield TypedClient(channel), proxy
+
+
+async def lives(client: Client, pipeline: str) -> list[tuple[str, dict[str, Any]]]:
+    """One call of each kind that changes something, without a request_id."""
+    id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version="0")).id
+    await client.call("AdvanceStage", deployment_id=id)
+    return [
+        ("AdvanceStage", {"deployment_id": id}),
+        ("Rollback", {"deployment_id": id, "redeploy_version": "1"}),
+        ("LockPipeline", {"name": pipeline, "reason": "r"}),
+        ("UnlockPipeline", {"name": pipeline}),
+        ("UpdatePipeline", {"name": pipeline, "description": "d"}),
+        ("TriggerDeployment", {"pipeline_name": pipeline, "version": "2", "on_busy": 2}),
+    ]
+
+
+async def test_d1_an_answer_that_gets_lost_is_asked_for_again_and_nothing_is_done_twice(
+    behind: tuple[Client, Proxy], pipeline: str, sql: psycopg.Connection
+) -> None:
+    client, proxy = behind
+    # Once with every answer, so that each statement is prepared and what gets lost later is a commit.
+    warm = f"{pipeline}-warm"
+    await client.call("CreatePipeline", name=warm, stages=["a", "b", "c"])
+    for method, fields in await lives(client, warm):
+        await client.call(method, **fields)
+    for number, (method, fields) in enumerate(await lives(client, pipeline)):
+        before = sql.execute(
+            "SELECT last_event_no FROM dp_pipelines WHERE name = %s", [pipeline]
+        ).fetchone()
+        proxy.lose_one_answer = True
+        await client.call(method, **fields)
+        assert not proxy.lose_one_answer, f"{number}: the moment was reached"
+        after = sql.execute("SELECT last_event_no FROM dp_pipelines WHERE name = %s", [pipeline]).fetchone()
+        assert before
+        assert after
+        assert after[0] - before[0] == (2 if method == "Rollback" else 1)
+    audit.check(sql, pipeline)
+
+
+async def test_l5_terminated_backends_cost_no_call(
+    settings: Settings, client: Client, pipeline: str, sql: psycopg.Connection
+) -> None:
+    for _ in range(3):
+        sql.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = 'deployment-pipeline'"
+        )
+        id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id
+        assert (await client.call("GetDeploymentStatus", deployment_id=id)).status_name == "IN_PROGRESS"
+        await client.call("CancelDeployment", deployment_id=id)
+
+
+async def test_readiness_follows_postgres_and_liveness_does_not(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "PROBE_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("deployment_pipeline.database.MAX_WAIT_SECONDS", 0.2)
+    async with (
+        postgres_proxy(settings.database_url) as (proxy, url),
+        running(settings.model_copy(update={"database_url": url, "pool_size": 1})) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        stub = health_pb2_grpc.HealthStub(channel)
+
+        async def statuses(name: str, until: int) -> None:
+            async with asyncio.timeout(15):
+                async for answer in stub.Watch(health_pb2.HealthCheckRequest(service=name)):
+                    if answer.status == until:
+                        return
+
+        await statuses("readiness", health.SERVING)
+        proxy.away = True
+        await statuses("readiness", health.NOT_SERVING)
+        await statuses("liveness", health.SERVING)
+        proxy.away = False
+        await statuses("readiness", health.SERVING)
