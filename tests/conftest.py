@@ -37,6 +37,7 @@ def settings(stores: Stores) -> Settings:
         database_url=stores.database_url,
         redis_url=stores.redis_url,
         log_level="error",
+        drain_ms=0,
     )
 
 

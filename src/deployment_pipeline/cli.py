@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Coroutine, Iterator
@@ -81,6 +82,8 @@ def _report(problem: str) -> int:
 
 
 def _serve(chosen: Settings, embedded: bool) -> None:
+    # gRPC's own lines are no JSON; what matters of them is in statuses and in our log.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from deployment_pipeline import logs, server
     from deployment_pipeline.errors import StoreUnavailable
 
@@ -146,8 +149,8 @@ def _migrate(chosen: Settings) -> None:
     logs.configure(chosen.log_level)
     try:
         migrate.migrate(chosen.database_url)
-    except psycopg.OperationalError as error:
-        raise Unusable(f"Postgres does not answer at DP_DATABASE_URL: {error}") from error
+    except psycopg.Error as error:
+        raise Unusable(f"Postgres cannot be used at DP_DATABASE_URL: {error}") from error
 
 
 def _announce(chosen: Settings, port: int, embedded: bool) -> None:

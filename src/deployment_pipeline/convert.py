@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 # Clients refuse messages beyond 4 MiB unless told otherwise; one more item must fit, too.
 MAX_PAGE_BYTES = 3 * 1024 * 1024
+MAX_STATUSES = 16
+MAX_PATHS = 16
 _UPDATABLE = ("stages", "description", "labels", "max_pending")
 
 
@@ -115,7 +117,7 @@ def pipeline_changes(request: pb.UpdatePipelineRequest) -> dict[str, Any]:
         paths = list(_UPDATABLE)
     elif not paths:
         paths = [field.name for field, _ in request.ListFields() if field.name in _UPDATABLE]
-    unknown = [path for path in paths if path not in _UPDATABLE]
+    unknown = [path for path in paths if path not in _UPDATABLE][:MAX_PATHS]
     if unknown:
         rule = f"may name {', '.join(_UPDATABLE)} or *; not {', '.join(map(repr, unknown))}"
         raise InvalidFields([Violation("update_mask", rule)])
@@ -130,6 +132,9 @@ def pipeline_changes(request: pb.UpdatePipelineRequest) -> dict[str, Any]:
 
 def history_filter(request: pb.GetHistoryRequest) -> HistoryFilter:
     """Raises InvalidFields for a status that is none."""
+    if len(request.statuses) > MAX_STATUSES:
+        rule = f"must be at most {MAX_STATUSES}, not {len(request.statuses)}"
+        raise InvalidFields([Violation("statuses", rule)])
     known = {pb.DeploymentStatus.Status.Value(status): status for status in Status}
     violations = [
         Violation(f"statuses[{i}]", f"must be one of {', '.join(Status)}, not {value}")

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import psycopg
 from psycopg import errors as pg
+from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
 from deployment_pipeline import deadline
@@ -23,10 +24,14 @@ MAX_WAIT_SECONDS = 5.0
 # psycopg_pool doubles its pause between attempts to connect. Giving up early keeps the pause short; the
 # next call, or the readiness probe, begins anew.
 RECONNECT_SECONDS = 4.0
-# A connection that gives no answer for this long after the longest call is cut.
-CUT_SECONDS = deadline.LONGEST_CALL_SECONDS + 1.0
+# A statement that has no answer this long after its caller's time is over loses its connection; the server
+# itself ends statements (statement_timeout), so then it is silent. Never sooner than the second number.
+CUT_AFTER_DEADLINE_SECONDS = 1.0
+CUT_SECONDS = 3.0
 CLOSE_SECONDS = 2.0
 
+# The outcomes of a function that did what it was asked for.
+MADE = ("OK", "REPLAYED")
 ONE_IN_PROGRESS = "dp_deployments_one_in_progress"
 
 _SESSION = " ".join(
@@ -51,11 +56,18 @@ Row: TypeAlias = tuple[Any, ...]
 
 
 class Connection(psycopg.AsyncConnection[Row]):
-    """One that knows its age."""
+    """One that knows its age, and whether a commit was left unreplicated."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.opened_at = time.monotonic()
+        self.not_replicated = False
+        self.add_notice_handler(self._notice)
+
+    def _notice(self, notice: psycopg.errors.Diagnostic) -> None:
+        # A cancelled wait for a synchronous standby is reported as success with this warning.
+        if notice.sqlstate == "01000" and notice.severity_nonlocalized == "WARNING":
+            self.not_replicated = True
 
 
 class _Lost(Exception):
@@ -71,15 +83,21 @@ class Database:
     def __init__(self, url: str, pool_size: int) -> None:
         self._size = pool_size
         self._in_use = 0
+        # Postgres was away for MAX_WAIT_SECONDS: until a probe finds it back, calls do not wait for it.
+        self._away = False
         self._replaced_at = float("-inf")
+        options = f"{conninfo_to_dict(url).get('options') or ''} {_SESSION}"
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             url,
             connection_class=Connection,
-            kwargs={"autocommit": True, "prepare_threshold": 0, "options": _SESSION, **_TCP},
+            kwargs={"autocommit": True, "prepare_threshold": 0, "options": options, **_TCP},
             min_size=pool_size,
             max_size=pool_size,
             max_waiting=MAX_WAITING,
             reconnect_timeout=RECONNECT_SECONDS,
+            # A pool that has given up all its connections would wait for a call to begin anew, and refuse
+            # that call while others stand in its line.
+            reconnect_failed=AsyncConnectionPool.check,
             open=False,
         )
 
@@ -101,22 +119,29 @@ class Database:
         async def call() -> Row:
             async with self._connection() as connection:
                 wait_ms = int(deadline.remaining() * 1000)
+                connection.not_replicated = False
                 [row] = await self._execute(connection, query, (*values, key.id, key.digest, wait_ms))
+                if connection.not_replicated:
+                    raise unknown
                 return row
 
+        unknown = OutcomeUnknown(subject, key.id if key.digest else "")
         try:
             return await call()
         except _Lost as lost:
             executed = lost.executed
         try:
-            return await call()
+            row = await call()
+            # A refusal now does not tell whether the first one is still on its way.
+            if row[0] in MADE or not executed:
+                return row
         except _Lost as lost:
             executed |= lost.executed
         except (StoreUnavailable, Overloaded):
             if not executed:
                 raise
         if executed:
-            raise OutcomeUnknown(subject, key.id if key.digest else "")
+            raise unknown
         raise StoreUnavailable
 
     async def read(self, query: bytes, values: Sequence[Any] | Mapping[str, Any]) -> list[Row]:
@@ -130,8 +155,16 @@ class Database:
         except _Lost as lost:
             raise StoreUnavailable from lost
 
+    async def probe(self) -> None:
+        """Does Postgres answer? Raises StoreUnavailable or Overloaded. If it was away, this notices that it
+        is back."""
+        self._away = False
+        await self.read(b"SELECT 1", ())
+
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
+        if self._away:
+            raise StoreUnavailable
         wait = max(0.001, min(deadline.remaining(), MAX_WAIT_SECONDS))
         try:
             async with self._pool.connection(wait) as connection:
@@ -140,31 +173,38 @@ class Database:
                     yield connection
                 finally:
                     self._in_use -= 1
-        except TooManyRequests as error:
-            raise Overloaded from error
-        except PoolTimeout as error:
-            raise (Overloaded if self._in_use >= self._size else StoreUnavailable) from error
+        except (TooManyRequests, PoolTimeout) as error:
+            if self._in_use >= self._size:
+                raise Overloaded from error
+            self._away = wait >= MAX_WAIT_SECONDS
+            raise StoreUnavailable from error
 
     async def _execute(
         self, connection: Connection, query: bytes, values: Sequence[Any] | Mapping[str, Any]
     ) -> list[Row]:
-        cut = asyncio.get_running_loop().call_later(CUT_SECONDS, _cut, connection)
+        patience = max(CUT_SECONDS, deadline.remaining() + CUT_AFTER_DEADLINE_SECONDS)
+        cut = asyncio.get_running_loop().call_later(patience, _cut, connection)
         try:
             return await (await connection.execute(query, values)).fetchall()
-        except (pg.AdminShutdown, pg.CrashShutdown, pg.CannotConnectNow, pg.ReadOnlySqlTransaction) as e:
-            # The server ends, or is a standby by now: what it was asked for has not been done.
-            await self._replace(connection)
-            raise _Lost(executed=False) from e
         except pg.UniqueViolation as e:
             if e.diag.constraint_name != ONE_IN_PROGRESS:
                 raise
             # Somebody took the slot past the row lock: judging again says who.
             raise _Lost(executed=False) from e
-        except (pg.LockNotAvailable, pg.QueryCanceled, pg.DeadlockDetected, pg.SerializationFailure) as e:
-            raise StoreUnavailable from e
+        except pg.ReadOnlySqlTransaction as e:
+            # It is a standby by now; the primary is elsewhere.
+            await self._replace(connection)
+            raise _Lost(executed=False) from e
+        except pg.InternalError_ as e:
+            if "cache lookup failed" not in str(e):
+                raise
+            # The functions were installed anew at this very moment.
+            raise _Lost(executed=False) from e
         except psycopg.OperationalError as e:
-            if e.sqlstate is not None:  # out of memory, disk full ...: the server said that it failed
+            if e.diag.severity_nonlocalized == "ERROR":
+                # Out of time, deadlocked, disk full ...: the server says that it rolled back.
                 raise StoreUnavailable from e
+            # The connection is gone, and what it was asked for may have been done.
             await self._replace(connection)
             raise _Lost(executed=True) from e
         finally:

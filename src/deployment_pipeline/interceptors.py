@@ -13,13 +13,17 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from deployment_pipeline import deadline, status
-from deployment_pipeline.errors import InvalidFields, Refusal, ShuttingDown, Violation
+from deployment_pipeline.errors import InvalidFields, Overloaded, Refusal, ShuttingDown, Violation
 from dp.v1 import deployment_pipeline_pb2 as pb
 
 log = structlog.get_logger()
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+# Calls under way in this process; more are refused at once instead of piling up.
+MAX_CALLS = 4096
 
 
 class _Unreadable:
@@ -92,6 +96,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         try:
             if self._draining:
                 raise ShuttingDown
+            if len(self._running) > MAX_CALLS:
+                raise Overloaded
             if isinstance(request, _Unreadable):
                 rule = f"is not a {method} request: the bytes are no such message, or a text is not UTF-8"
                 raise InvalidFields([Violation("request", rule)])
@@ -100,7 +106,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return response
         except Refusal as refusal:
             code, message, details = status.of(refusal)
-            said = {"refusal": {"reason": refusal.reason, **refusal.facts()}}
+            said = {"refusal": {"reason": refusal.reason, **status.facts(refusal)}}
             await self._abort(context, code, message, details)
         except asyncio.CancelledError:
             # The caller left, or its time is over: there is nobody to answer.

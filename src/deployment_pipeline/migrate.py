@@ -9,11 +9,12 @@ older release over a newer one's: a restarting old replica leaves them alone.
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 
 import psycopg
 import yoyo
+from psycopg import sql
 from psycopg.rows import TupleRow
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import parse_uri
@@ -25,17 +26,10 @@ ADVISORY_LOCK = 0x64705F6D  # "dp_m"
 
 Connection = psycopg.Connection[TupleRow]
 
-_DROP_FUNCTIONS = """
-DO $$
-DECLARE
-    f regprocedure;
-BEGIN
-    FOR f IN SELECT oid FROM pg_proc
-             WHERE pronamespace = current_schema::regnamespace AND proname LIKE 'dp\\_%'
-    LOOP
-        EXECUTE format('DROP FUNCTION %s', f);
-    END LOOP;
-END $$
+# Our functions, each with what changes when it is installed.
+_INSTALLED = r"""
+    SELECT oid::regprocedure::text, xmin::text FROM pg_proc
+    WHERE pronamespace = current_schema::regnamespace AND proname LIKE 'dp\_%'
 """
 
 
@@ -74,9 +68,9 @@ def migrate(database_url: str) -> None:
 
 
 def _install_functions(connection: Connection) -> None:
-    texts = [path.read_text() for path in sorted((SQL / "functions").glob("*.sql"))]
-    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
-    release = [int(part) for part in version("deployment-pipeline").split(".")]
+    texts = {path: path.read_text() for path in sorted((SQL / "functions").glob("*.sql"))}
+    digest = hashlib.sha256("\0".join(texts.values()).encode()).hexdigest()
+    release = [int(part) for part in metadata.version("deployment-pipeline").split(".")]
     with connection.transaction():
         outdated = connection.execute(
             "UPDATE dp_installation SET functions_digest = %(digest)s, release = %(release)s"
@@ -84,6 +78,20 @@ def _install_functions(connection: Connection) -> None:
             {"digest": digest, "release": release},
         )
         if outdated.rowcount:
-            connection.execute(_DROP_FUNCTIONS)
-            for text in texts:
-                connection.execute(text.encode())
+            before: dict[str, str] = dict(connection.execute(_INSTALLED).fetchall())
+            for path, text in texts.items():
+                _install(connection, path.stem, text)
+            for function, version in connection.execute(_INSTALLED).fetchall():
+                if before.get(function) == version:  # no more, or with other arguments by now
+                    connection.execute(f"DROP FUNCTION {function}".encode())
+
+
+def _install(connection: Connection, name: str, text: str) -> None:
+    """Replace a function in place, which calls under way do not notice; drop it first if it answers with
+    something else by now."""
+    try:
+        with connection.transaction():
+            connection.execute(text.encode())
+    except psycopg.errors.InvalidFunctionDefinition:
+        connection.execute(sql.SQL("DROP FUNCTION {}").format(sql.Identifier(name)))
+        connection.execute(text.encode())

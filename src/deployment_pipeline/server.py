@@ -23,7 +23,7 @@ from dp.v1 import deployment_pipeline_pb2_grpc as pb_grpc
 
 MAX_MESSAGE_BYTES = 1024 * 1024
 # Longer than the longest call, so that none is cut off; shorter than what is left of 15 s for the rest.
-DRAIN_SECONDS = 11.0
+STOP_SECONDS = 11.0
 
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -34,6 +34,9 @@ OPTIONS = (
     # Callers may ping an idle connection every ten seconds.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # Beyond these the core drops calls as CANCELLED; refusing them is the interceptor's business.
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 200_000),
 )
 
 log = structlog.get_logger()
@@ -45,22 +48,28 @@ class CannotListen(Exception):
 
 @contextlib.asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[int]:
-    """Serve until the context ends, then drain: calls under way get their answers. Yields the port.
-    Raises StoreUnavailable, CannotListen."""
-    database = Database(settings.database_url, settings.pool_size)
-    await database.open()
-    store = Store(database)
-    guard = Guard(settings.redis_url, settings.lease_ms)
-    await guard.greet()
-    engine = Engine(store, guard, await store.page_token_key())
-    calls = CallInterceptor(SERVICE)
-    health = Health()
-    server = grpc.aio.server(interceptors=(calls,), options=OPTIONS)
-    pb_grpc.add_DeploymentPipelineServicer_to_server(DeploymentPipelineService(engine), server)
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    if settings.reflection:
-        reflection.add(server, SERVICE, "grpc.health.v1.Health")
-    try:
+    """Serve until the context ends. Yields the port. Raises StoreUnavailable, CannotListen.
+
+    At the end health says NOT_SERVING while calls are still served, so that clients and balancers go
+    elsewhere; then no new ones are taken, and those under way get their answers.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        database = Database(settings.database_url, settings.pool_size)
+        await database.open()
+        stack.push_async_callback(database.close)
+        store = Store(database)
+        guard = Guard(settings.redis_url, settings.lease_ms)
+        stack.push_async_callback(guard.close)
+        await guard.greet()
+        engine = Engine(store, guard, await store.page_token_key())
+        stack.push_async_callback(engine.close)
+        calls = CallInterceptor(SERVICE)
+        health = Health()
+        server = grpc.aio.server(interceptors=(calls,), options=OPTIONS)
+        pb_grpc.add_DeploymentPipelineServicer_to_server(DeploymentPipelineService(engine), server)
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        if settings.reflection:
+            reflection.add(server, SERVICE, "grpc.health.v1.Health")
         port = _bind(server, settings.listen)
         await health.start()
         await server.start()
@@ -69,14 +78,11 @@ async def running(settings: Settings) -> AsyncIterator[int]:
             yield port
         finally:
             await health.enter_graceful_shutdown()
+            await asyncio.sleep(settings.drain_ms / 1000)
             calls.refuse_new_calls()
             probe.cancel()
-            await server.stop(DRAIN_SECONDS)
+            await server.stop(STOP_SECONDS)
             await calls.drain()
-    finally:
-        await engine.close()
-        await guard.close()
-        await database.close()
 
 
 async def serve(settings: Settings, ready: Callable[[int], None]) -> None:

@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -36,6 +37,11 @@ def _url(*schemes: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _one_port(value: str) -> str:
+    urlsplit(value).port  # noqa: B018  # raises ValueError
+    return value
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
 
@@ -45,7 +51,7 @@ class Settings(BaseSettings):
     database_url: Annotated[str, _url("postgresql", "postgres")] = Field(
         "", description="Postgres (>= 14), as postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
     )
-    redis_url: Annotated[str, _url("redis", "rediss", "unix")] = Field(
+    redis_url: Annotated[str, _url("redis", "rediss", "unix"), AfterValidator(_one_port)] = Field(
         "", description="Redis (>= 6.2) or Valkey, as redis://HOST:PORT/0 or unix:///path/to/socket"
     )
     pool_size: int = Field(10, ge=1, le=200, description="Postgres connections of this process")
@@ -54,6 +60,12 @@ class Settings(BaseSettings):
         ge=100,
         le=60_000,
         description="for how long Redis may refuse triggers without asking Postgres, in milliseconds",
+    )
+    drain_ms: int = Field(
+        1000,
+        ge=0,
+        le=3000,
+        description="for how long to go on serving after health says NOT_SERVING, in milliseconds",
     )
     reflection: bool = Field(True, description="serve gRPC reflection")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

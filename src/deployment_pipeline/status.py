@@ -55,9 +55,13 @@ CODES: dict[type[Refusal], StatusCode] = {
 def of(refusal: Refusal) -> tuple[StatusCode, str, bytes]:
     """Code, message, and the value of DETAILS_KEY."""
     message = _cut(str(refusal), MAX_MESSAGE_BYTES)
-    facts = {name: _cut(fact, MAX_FACT_BYTES) for name, fact in refusal.facts().items()}
-    info = ErrorInfo(reason=refusal.reason, domain=DOMAIN, metadata=facts)
+    info = ErrorInfo(reason=refusal.reason, domain=DOMAIN, metadata=facts(refusal))
     return _status(CODES[type(refusal)], message, info, *_details(refusal, message))
+
+
+def facts(refusal: Refusal) -> dict[str, str]:
+    """The refusal's facts, each short enough for metadata and for a log line."""
+    return {name: _cut(fact, MAX_FACT_BYTES) for name, fact in refusal.facts().items()}
 
 
 def internal(incident: str) -> tuple[StatusCode, str, bytes]:

@@ -52,7 +52,6 @@ ADVANCE = _call("dp_advance", 6, _DEPLOYMENT, "started")
 CANCEL = _call("dp_cancel", 5, _DEPLOYMENT, "started")
 ROLLBACK = _call("dp_rollback", 7, _DEPLOYMENT, "started")
 
-PING = b"SELECT 1"
 PAGE_TOKEN_KEY = b"SELECT page_token_key FROM dp_installation"
 GET_PIPELINE = f"SELECT {pipeline_columns('p')} FROM dp_pipelines p WHERE name = %s".encode()
 LIST_PIPELINES = f"""
@@ -131,7 +130,7 @@ class Store:
 
     async def ping(self) -> None:
         """Raises StoreUnavailable if Postgres does not answer, Overloaded if all connections are busy."""
-        await self._database.read(PING, ())
+        await self._database.probe()
 
     # Changes of a pipeline. Each raises OutcomeUnknown, StoreUnavailable or Overloaded, as those below do.
 

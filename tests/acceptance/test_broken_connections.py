@@ -8,12 +8,14 @@ import grpc
 import psycopg
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from psycopg.conninfo import make_conninfo
 
 from deployment_pipeline import health
+from deployment_pipeline.migrate import migrate
 from deployment_pipeline.server import running
 from deployment_pipeline.settings import Settings
 from support import audit
-from support.clients import Client, TypedClient
+from support.clients import Client, Refused, TypedClient
 from support.proxy import Proxy, postgres_proxy
 
 
@@ -42,8 +44,9 @@ async def lives(client: Client, pipeline: str) -> list[tuple[str, dict[str, Any]
     ]
 
 
+@pytest.mark.parametrize("how", ["lose_one_answer", "crash_one_answer"])
 async def test_d1_an_answer_that_gets_lost_is_asked_for_again_and_nothing_is_done_twice(
-    behind: tuple[Client, Proxy], pipeline: str, sql: psycopg.Connection
+    behind: tuple[Client, Proxy], pipeline: str, sql: psycopg.Connection, how: str
 ) -> None:
     client, proxy = behind
     # Once with every answer, so that each statement is prepared and what gets lost later is a commit.
@@ -55,9 +58,9 @@ async def test_d1_an_answer_that_gets_lost_is_asked_for_again_and_nothing_is_don
         before = sql.execute(
             "SELECT last_event_no FROM dp_pipelines WHERE name = %s", [pipeline]
         ).fetchone()
-        proxy.lose_one_answer = True
+        setattr(proxy, how, True)
         await client.call(method, **fields)
-        assert not proxy.lose_one_answer, f"{number}: the moment was reached"
+        assert not getattr(proxy, how), f"{number}: the moment was reached"
         after = sql.execute("SELECT last_event_no FROM dp_pipelines WHERE name = %s", [pipeline]).fetchone()
         assert before
         assert after
@@ -76,6 +79,48 @@ async def test_l5_terminated_backends_cost_no_call(
         id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id
         assert (await client.call("GetDeploymentStatus", deployment_id=id)).status_name == "IN_PROGRESS"
         await client.call("CancelDeployment", deployment_id=id)
+
+
+async def test_l3_l5_an_outage_that_fills_every_queue_ends_with_it(
+    settings: Settings, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployment_pipeline.database.MAX_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr("deployment_pipeline.database.MAX_WAITING", 20)
+    monkeypatch.setattr("deployment_pipeline.database.RECONNECT_SECONDS", 0.5)
+    async with (
+        postgres_proxy(settings.database_url) as (proxy, url),
+        running(settings.model_copy(update={"database_url": url, "pool_size": 2})) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        client = TypedClient(channel)
+        await client.call("GetPipeline", name=pipeline)
+        proxy.away = True
+        calls = [client.call("GetPipeline", name=pipeline) for _ in range(100)]
+        refused = await asyncio.gather(*calls, return_exceptions=True)
+        assert {r.reason for r in refused if isinstance(r, Refused)} == {"STORE_UNAVAILABLE"}
+        await asyncio.sleep(1.5)  # every attempt to reconnect has been given up by now
+        proxy.away = False
+        async with asyncio.timeout(health.PROBE_PAUSE_SECONDS + 5):
+            while True:
+                try:
+                    await client.call("GetPipeline", name=pipeline)
+                    break
+                except Refused as still_away:
+                    assert still_away.reason == "STORE_UNAVAILABLE"  # noqa: PT017
+                    await asyncio.sleep(0.05)
+
+
+async def test_options_in_the_url_are_the_services_too(settings: Settings, sql: psycopg.Connection) -> None:
+    sql.execute("CREATE SCHEMA dp_elsewhere")
+    url = make_conninfo(settings.database_url, options="-c search_path=dp_elsewhere")
+    migrate(url)
+    async with (
+        running(settings.model_copy(update={"database_url": url})) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        await TypedClient(channel).call("CreatePipeline", name="elsewhere", stages=["a"])
+    assert sql.execute("SELECT name FROM dp_elsewhere.dp_pipelines").fetchall() == [("elsewhere",)]
+    sql.execute("DROP SCHEMA dp_elsewhere CASCADE")
 
 
 async def test_readiness_follows_postgres_and_liveness_does_not(

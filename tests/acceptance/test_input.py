@@ -89,6 +89,14 @@ async def test_a_hundred_thousand_stages_are_refused(client: Client, sql: psycop
     assert stored(sql) == before
 
 
+async def test_lists_without_a_natural_end_are_refused_as_a_whole(client: Client, pipeline: str) -> None:
+    refusal = await refused(client, "GetHistory", pipeline_name=pipeline, statuses=[77] * 100_000)
+    assert refusal.facts["fields"] == "statuses"
+    paths = {"paths": ["nonsense"] * 50_000}
+    refusal = await refused(client, "UpdatePipeline", name=pipeline, update_mask=paths)
+    assert refusal.facts["fields"] == "update_mask"
+
+
 async def test_a_message_beyond_1_mib_is_refused(client: Client, pipeline: str) -> None:
     tag_and_length = 4
     fitting = pb.CreatePipelineRequest(description="x" * (1024 * 1024 - tag_and_length)).SerializeToString()

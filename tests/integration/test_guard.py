@@ -235,6 +235,14 @@ async def test_without_redis_the_breaker_opens_and_a_probe_closes_it(
         proxy.reset()
         assert not await answers(guard)
         assert not proxy.asked, "the open breaker does not even ask"
+        await guard.end(active, None)
+        assert proxy.asked, "but an end is told: others may rely on this Redis"
+        assert await answers(guard), "and closes the breaker if it is heard"
+        proxy.away = True
+        for _ in range(guard_module.FAILURES_TO_OPEN):
+            assert not await answers(guard)
+        proxy.away = False
+        assert not await answers(guard)
         await asyncio.sleep(guard_module.OPEN_SECONDS)
         assert await answers(guard)
         assert await answers(guard)

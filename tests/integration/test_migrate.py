@@ -39,6 +39,13 @@ def test_a_changed_function_is_installed_anew(empty_database: str) -> None:
     ours = functions(empty_database)
     with psycopg.connect(empty_database) as connection:
         connection.execute("DROP FUNCTION dp_judge")
+        # With other arguments, with another result, and one that is no more.
+        connection.execute("CREATE FUNCTION dp_lock(text) RETURNS text LANGUAGE sql AS 'SELECT $1'")
+        connection.execute("DROP FUNCTION dp_is_locked")
+        connection.execute(
+            "CREATE FUNCTION dp_is_locked(p dp_pipelines) RETURNS text LANGUAGE sql AS $$ SELECT '' $$"
+        )
+        connection.execute("CREATE FUNCTION dp_old() RETURNS text LANGUAGE sql AS $$ SELECT '' $$")
         connection.execute("UPDATE dp_installation SET functions_digest = 'another', release = '{0,0}'")
     migrate(empty_database)
     assert functions(empty_database) == ours

@@ -10,6 +10,10 @@ from psycopg.conninfo import conninfo_to_dict
 
 CHUNK = 65536
 
+_FIELDS = b"SFATAL\0VFATAL\0C08P01\0Mserver conn crashed?\0\0"
+# What a pooler says in the place of an answer when its own connection broke.
+POOLER_CRASH = b"E" + (len(_FIELDS) + 4).to_bytes(4) + _FIELDS
+
 Split = Callable[[bytearray], list[bytes]]
 
 
@@ -50,7 +54,8 @@ def redis_commands(buffer: bytearray) -> list[bytes]:
 class Proxy:
     """`asked` holds what was asked since `reset`; what comes after `free` of it waits until `release`.
     While it is `away`, connections break and new ones are closed at once. Once it is to `lose_answers`, it
-    forwards what is asked, then goes away at the first answer; `lose_one_answer` costs one connection."""
+    forwards what is asked, then goes away at the first answer; `lose_one_answer` costs one connection,
+    and `crash_one_answer` puts a pooler's last words in its place."""
 
     def __init__(self, split: Split) -> None:
         self._split = split
@@ -58,6 +63,7 @@ class Proxy:
         self._away = False
         self.lose_answers = False
         self.lose_one_answer = False
+        self.crash_one_answer = False
         self.address = ""
         self.reset()
 
@@ -102,6 +108,11 @@ class Proxy:
                 return
             if self.lose_one_answer:
                 self.lose_one_answer = False
+                return
+            if self.crash_one_answer:
+                self.crash_one_answer = False
+                writer.write(POOLER_CRASH)
+                await writer.drain()
                 return
             writer.write(data)
             await writer.drain()

@@ -23,7 +23,7 @@ class Server:
     arguments: tuple[str, ...] = ("serve",)
 
     def __init__(self, settings: Mapping[str, str], log: TextIO | None = None) -> None:
-        self.settings = {"DP_LISTEN": "127.0.0.1:0", **settings}
+        self.settings = {"DP_LISTEN": "127.0.0.1:0", "DP_DRAIN_MS": "0", **settings}
         self.log = log
         self.start()
 

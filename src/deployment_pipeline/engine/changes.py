@@ -13,10 +13,14 @@ class Changes:
 
     async def finish(self, change: Coroutine[Any, Any, T]) -> T:
         """Run a change to its end even if the caller leaves."""
+        return await asyncio.shield(self.begin(change))
+
+    def begin(self, change: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        """Run a change to its end on its own."""
         task = asyncio.create_task(change)
         self._tasks.add(task)
         task.add_done_callback(self._over)
-        return await asyncio.shield(task)
+        return task
 
     def _over(self, task: "asyncio.Task[Any]") -> None:
         self._tasks.discard(task)

@@ -65,6 +65,13 @@ class Deployments:
                 busy = PipelineBusy(pipeline, lease.id, lease.version, lease.stage, lease.since)
                 this.fail(busy, shared=True)
                 return
+            if passage.refused_by:
+                # A repeat, or hopeless: nothing to race for, so the next one need not wait for the answer.
+                self._changes.begin(judge(this, Passage(None)))
+            else:
+                await judge(this, passage)
+
+        async def judge(this: Attempt[Change[Deployment]], passage: Passage) -> None:
             active: Deployment | None = None
             try:
                 judged = await self._store.trigger(id, pipeline, version, on_busy, labels, reason, key)

@@ -1,7 +1,7 @@
 -- Move a deployment to its next stage, or from the last one to COMPLETED, which starts the next in line
 -- (`started`). Outcomes: OK, REPLAYED, REQUEST_ID_REUSED, DEPLOYMENT_NOT_FOUND, DEPLOYMENT_NOT_IN_PROGRESS,
 -- DEPLOYMENT_ENDED, STAGE_MISMATCH.
-CREATE FUNCTION dp_advance(
+CREATE OR REPLACE FUNCTION dp_advance(
     p_id uuid, p_expected_stage text, p_reason text, p_request_id text, p_digest bytea, p_wait_ms integer
 ) RETURNS TABLE (outcome text, deployment dp_deployments, started uuid) LANGUAGE plpgsql AS $$
 DECLARE

@@ -1,6 +1,6 @@
 -- Cancel a deployment; if it held the slot, that starts the next in line (`started`). Outcomes: OK,
 -- REPLAYED, REQUEST_ID_REUSED, DEPLOYMENT_NOT_FOUND, DEPLOYMENT_ENDED.
-CREATE FUNCTION dp_cancel(
+CREATE OR REPLACE FUNCTION dp_cancel(
     p_id uuid, p_reason text, p_request_id text, p_digest bytea, p_wait_ms integer
 ) RETURNS TABLE (outcome text, deployment dp_deployments, started uuid) LANGUAGE plpgsql AS $$
 DECLARE

@@ -1,6 +1,6 @@
 -- End a deployment other than by completion: p_event is ROLLBACK, CANCEL or SUPERSEDE. The caller holds the
 -- pipeline's row lock and has judged.
-CREATE FUNCTION dp_close(
+CREATE OR REPLACE FUNCTION dp_close(
     p_id uuid, p_event text, p_at timestamptz, p_reason text, p_request_id text, p_digest bytea,
     p_successor uuid DEFAULT NULL
 ) RETURNS dp_deployments LANGUAGE plpgsql AS $$

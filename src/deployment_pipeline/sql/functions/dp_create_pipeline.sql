@@ -1,6 +1,6 @@
 -- Define a pipeline. Outcomes: OK, REPLAYED (it exists with this definition, or this request made it),
 -- REQUEST_ID_REUSED, PIPELINE_EXISTS.
-CREATE FUNCTION dp_create_pipeline(
+CREATE OR REPLACE FUNCTION dp_create_pipeline(
     p_name text, p_stages text[], p_description text, p_labels jsonb, p_max_pending integer,
     p_request_id text, p_digest bytea, p_wait_ms integer
 ) RETURNS TABLE (outcome text, pipeline dp_pipelines) LANGUAGE plpgsql AS $$

@@ -1,6 +1,6 @@
 -- Add a deployment, IN_PROGRESS at the first stage or PENDING, with the next seq and its event. The caller
 -- holds the pipeline's row lock and has judged.
-CREATE FUNCTION dp_insert(
+CREATE OR REPLACE FUNCTION dp_insert(
     p_id uuid, p_pipeline text, p_status text, p_version text, p_labels jsonb, p_reason text,
     p_request_id text, p_digest bytea, p_at timestamptz, p_rollback_of uuid DEFAULT NULL
 ) RETURNS dp_deployments LANGUAGE plpgsql AS $$

@@ -1,6 +1,6 @@
 -- Freeze a pipeline. Outcomes: OK, REPLAYED (this very lock stands, or this request made one),
 -- REQUEST_ID_REUSED, PIPELINE_NOT_FOUND, PIPELINE_LOCKED (by another lock), EXPIRY_PASSED.
-CREATE FUNCTION dp_lock_pipeline(
+CREATE OR REPLACE FUNCTION dp_lock_pipeline(
     p_name text, p_reason text, p_owner text, p_expires_at timestamptz,
     p_request_id text, p_digest bytea, p_wait_ms integer
 ) RETURNS TABLE (outcome text, pipeline dp_pipelines) LANGUAGE plpgsql AS $$

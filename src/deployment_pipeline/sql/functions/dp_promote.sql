@@ -1,6 +1,6 @@
 -- Start the head of the waiting line, if there is one and no lock stands; its row, or NULLs. The caller
 -- holds the pipeline's row lock, and the slot is free. Whatever frees a slot calls this in the same commit.
-CREATE FUNCTION dp_promote(p_pipeline text, p_at timestamptz) RETURNS dp_deployments LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION dp_promote(p_pipeline text, p_at timestamptz) RETURNS dp_deployments LANGUAGE plpgsql AS $$
 DECLARE
     v_head dp_deployments;
 BEGIN

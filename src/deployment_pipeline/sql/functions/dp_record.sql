@@ -1,6 +1,6 @@
 -- Append one event to a pipeline's log. The caller holds the pipeline's row lock, so event_no is without a
 -- gap and in the order of the commits.
-CREATE FUNCTION dp_record(
+CREATE OR REPLACE FUNCTION dp_record(
     p_pipeline text, p_type text, p_at timestamptz, p_reason text, p_request_id text, p_digest bytea,
     p_deployment uuid DEFAULT NULL, p_stage text DEFAULT NULL,
     p_from text DEFAULT NULL, p_to text DEFAULT NULL

@@ -2,7 +2,7 @@
 -- of p_redeploy_version or, if that is NULL, of the last known good version; a lock does not stop it.
 -- Without one, the next in line starts. `started` is what took the slot. Outcomes: OK, REPLAYED,
 -- REQUEST_ID_REUSED, DEPLOYMENT_NOT_FOUND, DEPLOYMENT_NOT_IN_PROGRESS, DEPLOYMENT_ENDED, NO_KNOWN_GOOD.
-CREATE FUNCTION dp_rollback(
+CREATE OR REPLACE FUNCTION dp_rollback(
     p_id uuid, p_redeploy_id uuid, p_redeploy_version text, p_reason text,
     p_request_id text, p_digest bytea, p_wait_ms integer
 ) RETURNS TABLE (outcome text, deployment dp_deployments, started uuid) LANGUAGE plpgsql AS $$

@@ -5,7 +5,7 @@
 -- It judges twice. First without a lock, so that a refused trigger writes nothing and takes no transaction
 -- id; then, if there seemed to be a place, under the pipeline's row lock, where the judgement is final: each
 -- statement of a function sees what was committed while it waited.
-CREATE FUNCTION dp_trigger(
+CREATE OR REPLACE FUNCTION dp_trigger(
     p_id uuid, p_pipeline text, p_version text, p_on_busy text, p_labels jsonb, p_reason text,
     p_request_id text, p_digest bytea, p_wait_ms integer
 ) RETURNS TABLE (outcome text, deployment dp_deployments, pipeline dp_pipelines, waiting dp_waiting)

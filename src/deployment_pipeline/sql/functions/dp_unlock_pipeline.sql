@@ -1,7 +1,7 @@
 -- Lift a pipeline's lock; with p_start_next, also start the head of the line if the slot is free (which is
 -- allowed without a lock: a line that waited behind an expired one). Outcomes: OK, REPLAYED,
 -- REQUEST_ID_REUSED, PIPELINE_NOT_FOUND, PIPELINE_NOT_LOCKED. `deployment` is what started.
-CREATE FUNCTION dp_unlock_pipeline(
+CREATE OR REPLACE FUNCTION dp_unlock_pipeline(
     p_name text, p_reason text, p_start_next boolean, p_request_id text, p_digest bytea, p_wait_ms integer
 ) RETURNS TABLE (outcome text, pipeline dp_pipelines, deployment dp_deployments) LANGUAGE plpgsql AS $$
 DECLARE

@@ -1,6 +1,6 @@
 -- Change a pipeline's definition; NULL leaves a field as it is. Outcomes: OK, REPLAYED, REQUEST_ID_REUSED,
 -- PIPELINE_NOT_FOUND, REVISION_MISMATCH.
-CREATE FUNCTION dp_update_pipeline(
+CREATE OR REPLACE FUNCTION dp_update_pipeline(
     p_name text, p_stages text[], p_description text, p_labels jsonb, p_max_pending integer,
     p_expected_revision bigint, p_request_id text, p_digest bytea, p_wait_ms integer
 ) RETURNS TABLE (outcome text, pipeline dp_pipelines) LANGUAGE plpgsql AS $$

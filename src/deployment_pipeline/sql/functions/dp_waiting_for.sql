@@ -1,5 +1,5 @@
 -- What a PENDING deployment with this seq waits for.
-CREATE FUNCTION dp_waiting_for(p_pipeline text, p_seq bigint) RETURNS dp_waiting LANGUAGE sql STABLE AS $$
+CREATE OR REPLACE FUNCTION dp_waiting_for(p_pipeline text, p_seq bigint) RETURNS dp_waiting LANGUAGE sql STABLE AS $$
     SELECT
         (SELECT count(*)::integer FROM dp_deployments
          WHERE pipeline_name = p_pipeline AND status = 'PENDING' AND seq <= p_seq),
