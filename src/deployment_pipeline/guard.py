@@ -3,24 +3,28 @@
 Two keys per pipeline (the braces make them share a cluster slot):
 
     dp:active:{pipeline}   the id of the active deployment, set with NX. Alone it refuses nobody.
-    dp:lease:{pipeline}    C:seq:id:...  Postgres confirmed that this deployment is active, or
-                           T:seq         this deployment is over (a tombstone), and those up to seq that
-                                         have a confirmation under way had better ask again.
+    dp:lease:{pipeline}    C:seq:id:until:...  Postgres confirmed that this deployment is active; it refuses
+                                               until that time, or
+                           T:seq               this deployment, or one after it, is over (a tombstone).
 
-A trigger passes the *gate*. It is refused there only by a live C lease whose id is also in dp:active. Else
-it goes on to Postgres, which judges; what Postgres said is *filled* in. The *end* of a deployment leaves a
-tombstone, in the time between its commit and the answer to its caller.
+A trigger passes the *gate*. It is refused there only by a C lease whose time has not passed and whose id is
+also in dp:active. Else it goes on to Postgres, which judges; what Postgres said is *filled* in. The *end* of
+a deployment leaves a tombstone, in the time between its commit and the answer to its caller.
 
-Why a refusal is true: a lease dies T_c after t0, on Redis's clock, and t0 was read (by the gate) before the
-Postgres statement behind the lease began. So a refusal at time t proves that the deployment was active at
-some instant after t - T_c, however long a process slept or a packet was late. A late fill cannot bring a
-deployment back: either its time has passed, or the tombstone, which lives for T_c too, still stands.
+Why a refusal is true: a lease refuses until t0 + T_c on Redis's clock, and t0 was read (by the gate) before
+the Postgres statement behind the lease began. So a refusal at time t proves that the deployment was active at
+some instant after t - T_c, however long a process slept or a packet was late.
 
-Why nothing gets stuck: dp:active refuses nobody by itself, and no lease outlives T_c. A key left by a
-crash, forged or of the wrong type costs one Postgres statement and is overwritten.
+Why a late fill cannot bring a deployment back: either its time has passed, or the key still says that
+deployments up to its seq are over. That lives for T_c from the last end: a fill keeps what is left of a
+tombstone's life, and a C lease says that those before its seq are over. (The test's model of this protocol
+tries every interleaving; it is not obvious.)
+
+Why nothing gets stuck: dp:active refuses nobody by itself, and no lease refuses for longer than T_c. A key
+left by a crash, forged or of the wrong type costs one Postgres statement and is overwritten.
 
 Why losing Redis is harmless: every step gives up after BUDGET_SECONDS and is never repeated (a SET NX whose
-reply was late, sent again, would read as somebody else's). After a few failures the breaker opens and
+reply was late, sent again, would read as somebody else's). After a few failures the breaker opens, and
 nobody waits for Redis until a probe succeeds.
 """
 
@@ -65,9 +69,6 @@ local function now_ms()
     local t = redis.call('TIME')
     return t[1] * 1000 + math.floor(t[2] / 1000)
 end
-local function confirmed(lease) -- seq, id
-    if lease then return string.match(lease, '^C:(%d+):([%x-]+):') end
-end
 local function newest_seq(lease) -- of the confirmed, and of the ended
     if not lease then return -1, -1 end
     local newer, ended = string.match(lease, '^C:(%d+):'), string.match(lease, '^T:(%d+)$')
@@ -80,35 +81,39 @@ end
 
 # ARGV: my id, T_c, TTL of active. Returns t0 and the lease that refuses, 'RESERVED' or 'VERIFY'.
 _GATE = """
-local t0 = string.format('%.0f', now_ms())
+local now = now_ms()
+local t0 = string.format('%.0f', now)
 local lease, active = read(KEYS[2]), read(KEYS[1])
-local _, id = confirmed(lease)
-if id and id == active then
-    local ttl = redis.call('PTTL', KEYS[2])
-    if ttl > 0 and ttl <= tonumber(ARGV[2]) then return {t0, lease} end
+if lease and active then
+    local id, until_ms = string.match(lease, '^C:%d+:([%x-]+):(%d+):')
+    local left = (tonumber(until_ms) or 0) - now
+    if id == active and left > 0 and left <= tonumber(ARGV[2]) then return {t0, lease} end
 end
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[3]) then return {t0, 'RESERVED'} end
 return {t0, 'VERIFY'}
 """
 
-# ARGV: seq and id of the active one, its lease, t0 + T_c, TTL of active, the id that passed the gate.
+# ARGV: seq and id of the active one, its lease, t0 + T_c, TTL of active, the id that passed the gate, T_c.
 _FILL = """
-local until_ms = tonumber(ARGV[4])
+local now, until_ms = now_ms(), tonumber(ARGV[4])
 local newer, ended = newest_seq(read(KEYS[2]))
-if now_ms() >= until_ms or newer > tonumber(ARGV[1]) or ended >= tonumber(ARGV[1]) then
+if now >= until_ms or newer > tonumber(ARGV[1]) or ended >= tonumber(ARGV[1]) then
     let_go(ARGV[6])
     return 0
 end
-redis.call('SET', KEYS[2], ARGV[3], 'PXAT', ARGV[4])
+local kept = math.min(redis.call('PTTL', KEYS[2]), tonumber(ARGV[7]))
+redis.call('SET', KEYS[2], ARGV[3], 'PX', string.format('%.0f', math.max(until_ms - now, kept)))
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[5])
 return 1
 """
 
 # ARGV: seq and id of the ended one, T_c, TTL of active, the id that took its slot or ''. A late end may
-# throw away the lease of the one that followed: that costs a Postgres statement.
+# throw away the lease of the one that followed, which costs a Postgres statement; what that lease said of
+# those before it is kept.
 _END = """
-local _, ended = newest_seq(read(KEYS[2]))
-redis.call('SET', KEYS[2], string.format('T:%.0f', math.max(tonumber(ARGV[1]), ended)), 'PX', ARGV[3])
+local newer, ended = newest_seq(read(KEYS[2]))
+local over = math.max(tonumber(ARGV[1]), newer - 1, ended)
+redis.call('SET', KEYS[2], string.format('T:%.0f', over), 'PX', ARGV[3])
 if read(KEYS[1]) == ARGV[2] then
     if ARGV[5] == '' then
         redis.call('DEL', KEYS[1])
@@ -131,20 +136,22 @@ class Lease:
 
     seq: int
     id: UUID
+    until_ms: int  # on Redis's clock
     since: datetime
     stage: str
     version: str
 
     def dump(self) -> str:
         since_us = (self.since - _EPOCH) // _MICROSECOND
-        return f"C:{self.seq}:{self.id}:{since_us}:{self.stage}:{self.version}"
+        return f"C:{self.seq}:{self.id}:{self.until_ms}:{since_us}:{self.stage}:{self.version}"
 
     @classmethod
     def load(cls, text: bytes) -> "Lease | None":
         """None if it is not ours: somebody else wrote it."""
         try:
-            _, seq, id, since_us, stage, version = text.decode().split(":", 5)
-            return cls(int(seq), UUID(id), _EPOCH + int(since_us) * _MICROSECOND, stage, version)
+            _, seq, id, until_ms, since_us, stage, version = text.decode().split(":", 6)
+            since = _EPOCH + int(since_us) * _MICROSECOND
+            return cls(int(seq), UUID(id), int(until_ms), since, stage, version)
         except (ValueError, OverflowError):
             return None
 
@@ -200,16 +207,24 @@ class Guard:
         """After Postgres named the active deployment: the trigger `passed` started it, or met it."""
         if passage.t0_ms is None or active.started_at is None:
             return
-        lease = Lease(active.seq, active.id, active.started_at, active.current_stage, active.version)
+        lease = Lease(
+            active.seq,
+            active.id,
+            passage.t0_ms + self._lease_ms,
+            active.started_at,
+            active.current_stage,
+            active.version,
+        )
         await self._run(
             self._fill,
             active.pipeline_name,
-            active.seq,
-            str(active.id),
+            lease.seq,
+            str(lease.id),
             lease.dump(),
-            passage.t0_ms + self._lease_ms,
+            lease.until_ms,
             ACTIVE_TTL_MS,
             str(passed),
+            self._lease_ms,
         )
 
     async def end(self, ended: Deployment, started: UUID | None) -> None:

@@ -23,9 +23,7 @@ DEFAULT_PAGE = 50
 MAX_PENDING = 10_000
 DEFAULT_MAX_PENDING = 100
 
-_NAME_RULE = (
-    "must be 1 to 63 of a-z, 0-9 and '-', and begin and end with a letter or digit (like 'web-shop')"
-)
+_NAME_RULE = "must be 1 to 63 of a-z, 0-9 and '-', and begin and end with a letter or digit (like 'web-shop')"
 # Control characters other than newline and tab, and those that reorder the text around them.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")

@@ -55,9 +55,7 @@ async def test_d1_an_answer_that_gets_lost_is_asked_for_again_and_nothing_is_don
     for method, fields in await lives(client, warm):
         await client.call(method, **fields)
     for number, (method, fields) in enumerate(await lives(client, pipeline)):
-        before = sql.execute(
-            "SELECT last_event_no FROM dp_pipelines WHERE name = %s", [pipeline]
-        ).fetchone()
+        before = sql.execute("SELECT last_event_no FROM dp_pipelines WHERE name = %s", [pipeline]).fetchone()
         setattr(proxy, how, True)
         await client.call(method, **fields)
         assert not getattr(proxy, how), f"{number}: the moment was reached"

@@ -110,9 +110,7 @@ async def test_s4_l2_only_the_laws_transitions_happen_and_no_slot_stays_free(
     assert not (slot_free and somebody_waits) or around.locked
 
 
-def new_events(
-    sql: psycopg.Connection, pipeline: str, before: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
+def new_events(sql: psycopg.Connection, pipeline: str, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows(sql, pipeline) if "event_no" in row and row not in before]
 
 

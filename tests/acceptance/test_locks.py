@@ -59,9 +59,7 @@ async def test_busy_is_judged_before_locked(client: Client, pipeline: str) -> No
         assert refused.value.reason == reason
 
 
-async def test_under_a_lock_what_is_active_goes_on_and_nothing_starts(
-    client: Client, pipeline: str
-) -> None:
+async def test_under_a_lock_what_is_active_goes_on_and_nothing_starts(client: Client, pipeline: str) -> None:
     active = await trigger(client, pipeline)
     waiting = await trigger(client, pipeline, on_busy=QUEUE)
     await client.call("LockPipeline", name=pipeline, reason="an incident", owner="ops")

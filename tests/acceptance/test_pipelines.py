@@ -56,9 +56,7 @@ async def test_a_deployment_keeps_the_stages_it_started_with(client: Client, pip
     assert following.current_stage == "deploy"
 
 
-async def test_pipelines_are_listed_by_name_page_by_page(
-    client: Client, new_name: Callable[[], str]
-) -> None:
+async def test_pipelines_are_listed_by_name_page_by_page(client: Client, new_name: Callable[[], str]) -> None:
     names = sorted(new_name() for _ in range(5))
     for name in names:
         await client.call("CreatePipeline", name=name, stages=["a"])

@@ -151,9 +151,7 @@ STATUSES = {"CANCEL": {1: "IN_PROGRESS", 2: "PENDING"}, "PROMOTE": {2: "PENDING"
 
 
 @pytest.mark.parametrize("broken", LIE)
-async def test_the_audit_notices(
-    client: Client, pipeline: str, sql: psycopg.Connection, broken: str
-) -> None:
+async def test_the_audit_notices(client: Client, pipeline: str, sql: psycopg.Connection, broken: str) -> None:
     for version in "123":
         await client.call("TriggerDeployment", pipeline_name=pipeline, version=version, on_busy=2)
     audit.check(sql, pipeline)

@@ -52,9 +52,7 @@ async def test_d1_a_restart_in_the_middle_of_a_pipeline_loses_nothing(
         assert running.stop() == 0
 
 
-async def test_sigterm_lets_the_calls_under_way_finish(
-    stores: Stores, pipeline: str, client: Client
-) -> None:
+async def test_sigterm_lets_the_calls_under_way_finish(stores: Stores, pipeline: str, client: Client) -> None:
     id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id
     with server(stores) as running, psycopg.connect(stores.database_url) as stranger:
         async with grpc.aio.insecure_channel(running.address) as channel:
@@ -275,9 +273,7 @@ LOGGED = {
 }
 
 
-async def test_each_call_is_one_json_line_that_says_what_it_was_about(
-    stores: Stores, pipeline: str
-) -> None:
+async def test_each_call_is_one_json_line_that_says_what_it_was_about(stores: Stores, pipeline: str) -> None:
     with scratch_folder() as folder, (folder / "log").open("w+") as log, server(stores, log=log) as running:
         async with grpc.aio.insecure_channel(running.address) as channel:
             client = TypedClient(channel)

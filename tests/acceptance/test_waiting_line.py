@@ -79,9 +79,7 @@ async def test_l2_whatever_frees_the_slot_starts_the_next_in_the_same_commit(
     assert redis.get(f"dp:active:{{{pipeline}}}") == first.id.encode(), "handed over"
 
 
-async def test_a_waiting_deployment_can_be_cancelled_and_not_advanced(
-    client: Client, pipeline: str
-) -> None:
+async def test_a_waiting_deployment_can_be_cancelled_and_not_advanced(client: Client, pipeline: str) -> None:
     active = await trigger(client, pipeline, "1")
     waiting = await trigger(client, pipeline, "2")
     for method in ("AdvanceStage", "Rollback"):

@@ -77,7 +77,11 @@ async def test_only_a_confirmed_deployment_refuses(guard: Guard, active: Deploym
     assert not await refused(guard, active)  # the first one's reservation alone refuses nobody
     await confirm(guard, active)
     passage = await guard.gate(active.pipeline_name, uuid.uuid4())
-    assert passage.refused_by == Lease(7, active.id, active.started_at, "a", "v:1 ü")  # type: ignore[arg-type]
+    lease = passage.refused_by
+    assert lease
+    assert (lease.seq, lease.id, lease.since) == (7, active.id, active.started_at)
+    assert (lease.stage, lease.version) == ("a", "v:1 ü")
+    assert Lease.load(lease.dump().encode()) == lease
 
 
 async def test_s2_a_lease_lives_for_t_c_from_the_gate(
@@ -138,6 +142,18 @@ async def test_s3_an_end_leaves_a_tombstone_also_behind_a_newer_lease(
     passage = await guard.gate(active.pipeline_name, active.id)
     await guard.end(active, None)
     await guard.fill(passage, active, active.id)
+    assert not await refused(guard, active)
+
+
+async def test_s3_a_late_end_keeps_what_a_newer_lease_says_of_those_between(
+    guard: Guard, active: Deployment
+) -> None:
+    second, third = (replace(active, id=uuid.uuid4(), seq=seq) for seq in (8, 9))
+    passage = await guard.gate(active.pipeline_name, uuid.uuid4())
+    await guard.end(second, third.id)
+    await confirm(guard, third)
+    await guard.end(active, None)  # its commit was the first, and its tombstone comes last
+    await guard.fill(passage, second, uuid.uuid4())
     assert not await refused(guard, active)
 
 
@@ -202,11 +218,39 @@ async def test_s7_keys_of_another_type_are_thrown_away(
 async def test_s7_a_lease_that_would_outlive_t_c_refuses_nobody(
     guard: Guard, active: Deployment, redis: redis_client.Redis
 ) -> None:
+    passage = await guard.gate(active.pipeline_name, active.id)
+    assert passage.t0_ms is not None
+    far = replace(passage, t0_ms=passage.t0_ms + LEASE_MS * 10)
+    await guard.fill(far, active, active.id)
+    assert redis.get(active_key(active)) == str(active.id).encode()
+    assert not await refused(guard, active)
+
+
+async def test_s2_a_key_that_does_not_expire_refuses_no_longer_than_its_lease_says(
+    stores: Stores, active: Deployment, redis: redis_client.Redis
+) -> None:
+    guard = Guard(stores.redis_url, 200)
     await confirm(guard, active)
     redis.persist(lease_key(active))
+    assert await refused(guard, active)
+    await asyncio.sleep(0.25)
     assert not await refused(guard, active)
-    redis.pexpire(lease_key(active), LEASE_MS * 10)
-    assert not await refused(guard, active)
+    await guard.close()
+
+
+async def test_s3_a_confirmation_keeps_what_is_left_of_a_tombstones_life(
+    guard: Guard, active: Deployment, redis: redis_client.Redis
+) -> None:
+    following = replace(active, id=uuid.uuid4(), seq=8)
+    passage = await guard.gate(active.pipeline_name, following.id)
+    assert passage.t0_ms is not None
+    await guard.end(active, following.id)
+    old = replace(passage, t0_ms=passage.t0_ms - LEASE_MS * 3 // 4)
+    await guard.fill(old, following, following.id)
+    assert await refused(guard, following)
+    left = redis.pttl(lease_key(active))
+    assert isinstance(left, int)
+    assert left > LEASE_MS // 2
 
 
 async def test_s7_a_lease_that_names_another_than_the_active_one_refuses_nobody(

@@ -210,9 +210,7 @@ async def test_promotion_costs_the_same_behind_any_line(store: Store, filled: st
     """Pages touched by the commit that frees the slot, with a long line and with a short one."""
 
     async def touched(pipeline: str, waiting: int) -> int:
-        await store.create_pipeline(
-            pipeline, ["only"], "", {}, 10_000, RequestKey(f"auto-{pipeline}", None)
-        )
+        await store.create_pipeline(pipeline, ["only"], "", {}, 10_000, RequestKey(f"auto-{pipeline}", None))
         first = None
         for _ in range(waiting):
             key = RequestKey(f"auto-{uuid.uuid4()}", None)

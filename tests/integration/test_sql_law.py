@@ -58,9 +58,7 @@ def insert(sql: psycopg.Connection, pipeline: str, seq: int, **columns: object) 
     }
     names, marks = ", ".join(values), ", ".join(["%s"] * len(values))
     with sql.transaction():
-        sql.execute(
-            f"INSERT INTO dp_deployments ({names}) VALUES ({marks})".encode(), list(values.values())
-        )
+        sql.execute(f"INSERT INTO dp_deployments ({names}) VALUES ({marks})".encode(), list(values.values()))
 
 
 STARTED: dict[str, object] = {"started_at": "now", "stage_index": 0, "stage_entered_at": ["now"]}

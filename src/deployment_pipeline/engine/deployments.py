@@ -77,9 +77,7 @@ class Deployments:
                 judged = await self._store.trigger(id, pipeline, version, on_busy, labels, reason, key)
                 found = judged.deployment
                 active = found if found and found.status is Status.IN_PROGRESS else None
-                made = _deployment(
-                    judged, outcomes.refusal_of_pipeline_change(judged, pipeline, request_id)
-                )
+                made = _deployment(judged, outcomes.refusal_of_pipeline_change(judged, pipeline, request_id))
                 this.succeed(made, outcomes.busy(active) if active else None)
             except Refusal as refusal:
                 about_us = isinstance(refusal, RequestIdReused | OutcomeUnknown)

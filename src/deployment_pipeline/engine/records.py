@@ -50,9 +50,7 @@ class Records:
         rules.check()
         return await self._deployment(id)
 
-    async def history(
-        self, pipeline: str, where: HistoryFilter, limit: int, token: str
-    ) -> Page[Deployment]:
+    async def history(self, pipeline: str, where: HistoryFilter, limit: int, token: str) -> Page[Deployment]:
         """Newest first."""
         rules = Rules()
         rules.name("pipeline_name", pipeline)
