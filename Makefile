@@ -7,9 +7,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROTO := protos/dp/v1/deployment_pipeline.proto
 UV_VERSION := 0.13.9
+SEEDS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types verify proto docs baseline lock reset clean
+.PHONY: help run test proof check lint types verify proto docs baseline lock reset clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -19,6 +20,10 @@ run: $(READY) ## Serve on 127.0.0.1:50051 with an embedded Postgres and Redis (a
 
 test: $(READY) ## Run all tests on real stores (DP_TEST_DATABASE_URL, DP_TEST_REDIS_URL; else embedded ones)
 	$(BIN)/python -m pytest
+
+proof: $(READY) ## Everything that is done to break it, SEEDS=n of each fault; prints a table (long)
+	DP_TEST_SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/model tests/faults tests/acceptance/test_races.py \
+		-m 'proof or not proof'
 
 check: lint types verify test ## All that must hold before a change lands
 

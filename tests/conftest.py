@@ -2,6 +2,10 @@
 
 import itertools
 import os
+
+# Tests start processes from threads while gRPC runs; its fork handlers would crash the child before exec.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -14,7 +18,9 @@ from deployment_pipeline.server import running
 from deployment_pipeline.settings import Settings
 from support import stores as support_stores
 from support.clients import Client, ReflectionClient, TypedClient
+from support.rig import Rig, rig
 from support.stores import Stores
+from support.table import TABLE
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -90,3 +96,21 @@ def sql(stores: Stores) -> Iterator[psycopg.Connection]:
 def redis(stores: Stores) -> Iterator[redis_client.Redis]:
     with redis_client.Redis.from_url(stores.redis_url) as connection:
         yield connection
+
+
+@pytest.fixture(scope="session")
+async def shared_rig() -> AsyncIterator[Rig]:
+    async with rig() as made:
+        yield made
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    yield
+    if TABLE:
+        write = terminalreporter.write_line
+        write("")
+        write("| fault | seeds | calls | times reached | violations |")
+        write("|---|---|---|---|---|")
+        for name, line in TABLE.items():
+            write(f"| {name} | {line.seeds} | {line.calls} | {line.reached} | {line.violations} |")

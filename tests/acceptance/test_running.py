@@ -1,12 +1,14 @@
 """The service as a process: restarts, signals, health, settings."""
 
 import asyncio
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -217,8 +219,7 @@ def gone(pid: int) -> bool:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux to see child processes")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_embedded_stores_keep_their_data_and_leave_no_process(how: signal.Signals) -> None:
-    with scratch_folder() as folder:
-        embedded = EmbeddedServer(folder)
+    with embedded_server() as embedded:
         for run in range(2):
             stores_of_it = children(embedded.process.pid)
             assert len(stores_of_it) == 2
@@ -234,8 +235,7 @@ async def test_embedded_stores_keep_their_data_and_leave_no_process(how: signal.
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a killed service leaves its stores behind")
 async def test_embedded_stores_end_with_a_service_that_is_killed() -> None:
-    with scratch_folder() as folder:
-        embedded = EmbeddedServer(folder)
+    with embedded_server() as embedded:
         stores_of_it = children(embedded.process.pid)
         embedded.stop(signal.SIGKILL)
         for _ in range(500):
@@ -248,9 +248,8 @@ async def test_embedded_stores_end_with_a_service_that_is_killed() -> None:
 
 
 async def test_a_second_server_on_the_same_folder_is_refused() -> None:
-    with scratch_folder() as folder:
-        embedded = EmbeddedServer(folder)
-        second = run("serve", "--embedded", DP_LISTEN="127.0.0.1:0", DP_DATA_DIR=str(folder))
+    with embedded_server() as embedded:
+        second = run("serve", "--embedded", **embedded.settings)
         assert second.returncode == 2
         assert f"in use by another deployment-pipeline (process {embedded.process.pid})" in second.stderr
         async with grpc.aio.insecure_channel(embedded.address) as channel:
@@ -263,8 +262,16 @@ class EmbeddedServer(Server):
 
     arguments = ("serve", "--embedded")
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__({"DP_DATA_DIR": str(folder)})
+
+@contextlib.contextmanager
+def embedded_server() -> Iterator[EmbeddedServer]:
+    with scratch_folder() as folder:
+        running = EmbeddedServer({"DP_DATA_DIR": str(folder)})
+        try:
+            yield running
+        finally:
+            if running.process.poll() is None:
+                running.stop()
 
 
 LOGGED = {

@@ -65,6 +65,10 @@ class Proxy:
         self.lose_one_answer = False
         self.crash_one_answer = False
         self.address = ""
+        self.upstream: str | tuple[str, int] = ""  # a socket's path, or host and port
+        self.delay_seconds = 0.0
+        self.black_hole = False
+        self.affected = 0  # what a fault of this proxy has hit
         self.reset()
 
     @property
@@ -103,11 +107,18 @@ class Proxy:
 
     async def back(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(CHUNK):
+            while self.black_hole:
+                self.affected += 1
+                await asyncio.sleep(0.05)
+            if self.delay_seconds:
+                self.affected += 1
+                await asyncio.sleep(self.delay_seconds)
             if self.lose_answers:
                 self.away = True
                 return
             if self.lose_one_answer:
                 self.lose_one_answer = False
+                self.affected += 1
                 return
             if self.crash_one_answer:
                 self.crash_one_answer = False
@@ -128,15 +139,16 @@ async def _first_end(*pumps: Coroutine[None, None, None]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _proxy(split: Split, path: str | None, host: str, port: int) -> AsyncIterator[Proxy]:
+async def _proxy(split: Split, upstream: str | tuple[str, int]) -> AsyncIterator[Proxy]:
     proxy = Proxy(split)
+    proxy.upstream = upstream
     connections: set[asyncio.Task[None]] = set()
 
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if path:
-            up_reader, up_writer = await asyncio.open_unix_connection(path)
+        if isinstance(proxy.upstream, str):
+            up_reader, up_writer = await asyncio.open_unix_connection(proxy.upstream)
         else:
-            up_reader, up_writer = await asyncio.open_connection(host, port)
+            up_reader, up_writer = await asyncio.open_connection(*proxy.upstream)
         ends = {writer, up_writer}
         proxy.ends |= ends
         await _first_end(proxy.forward(reader, up_writer), proxy.back(up_reader, writer))
@@ -145,8 +157,11 @@ async def _proxy(split: Split, path: str | None, host: str, port: int) -> AsyncI
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async def serve() -> None:
-            if not proxy.away:
-                await carry(reader, writer)
+            if proxy.away:
+                proxy.affected += 1
+            else:
+                with contextlib.suppress(OSError):  # nobody is there
+                    await carry(reader, writer)
             await _close(writer)
 
         task = asyncio.create_task(serve())
@@ -159,6 +174,8 @@ async def _proxy(split: Split, path: str | None, host: str, port: int) -> AsyncI
         yield proxy
     finally:
         server.close()
+        proxy.black_hole = False
+        proxy.release()
         proxy.away = True
         await asyncio.gather(*connections)
 
@@ -174,8 +191,8 @@ async def postgres_proxy(database_url: str) -> AsyncIterator[tuple[Proxy, str]]:
     """The proxy, and the URL that leads through it."""
     info = conninfo_to_dict(database_url)
     host, port = str(info.get("host", "localhost")), int(info.get("port") or 5432)
-    path = str(Path(host) / f".s.PGSQL.{port}") if host.startswith("/") else None
-    async with _proxy(postgres_messages, path, host, port) as proxy:
+    path = str(Path(host) / f".s.PGSQL.{port}")
+    async with _proxy(postgres_messages, path if host.startswith("/") else (host, port)) as proxy:
         password = f":{info['password']}" if info.get("password") else ""
         user = f"{info.get('user', 'postgres')}{password}"
         yield proxy, f"postgresql://{user}@{proxy.address}/{info['dbname']}?sslmode=disable"
@@ -185,6 +202,6 @@ async def postgres_proxy(database_url: str) -> AsyncIterator[tuple[Proxy, str]]:
 async def redis_proxy(redis_url: str) -> AsyncIterator[tuple[Proxy, str]]:
     """The proxy, and the URL that leads through it."""
     url = urlsplit(redis_url)
-    path = url.path if url.scheme == "unix" else None
-    async with _proxy(redis_commands, path, url.hostname or "", url.port or 6379) as proxy:
+    upstream = url.path if url.scheme == "unix" else (url.hostname or "", url.port or 6379)
+    async with _proxy(redis_commands, upstream) as proxy:
         yield proxy, f"redis://{proxy.address}/0"

@@ -20,17 +20,21 @@ NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 class Server:
     """`deployment-pipeline serve`, with the port that it took."""
 
+    program: tuple[str, ...] = ("-m", "deployment_pipeline")
     arguments: tuple[str, ...] = ("serve",)
 
     def __init__(self, settings: Mapping[str, str], log: TextIO | None = None) -> None:
         self.settings = {"DP_LISTEN": "127.0.0.1:0", "DP_DRAIN_MS": "0", **settings}
         self.log = log
+        self.process: subprocess.Popen[str] = None  # type: ignore[assignment]  # set by start
         self.start()
 
     def start(self) -> None:
+        if self.process and self.process.stdout:
+            self.process.stdout.close()
         environment = {k: v for k, v in os.environ.items() if not k.startswith("DP_")}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "deployment_pipeline", *self.arguments],
+            [sys.executable, *self.program, *self.arguments],
             env={**environment, **self.settings},
             stdout=subprocess.PIPE,
             stderr=self.log or subprocess.DEVNULL,

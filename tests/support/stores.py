@@ -26,6 +26,7 @@ def scratch_folder() -> Iterator[Path]:
     base = ROOT / ".dp"
     base.mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="test-", dir=base))
+    folder.chmod(0o755)
     try:
         yield folder
     finally:

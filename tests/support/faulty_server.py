@@ -1,0 +1,87 @@
+"""The service with failpoints: what `python -m support.faulty_server serve` runs. They exist only here, so a
+service that is installed cannot have them.
+
+A failpoint fires when a file of its name lies in DP_TEST_FAILPOINTS: kill, stop (SIGSTOP), or a number of
+seconds to sleep. The file is taken away as it fires, and its name is added to the file `reached`.
+DP_TEST_GUARD=plain-nx puts a plain SET NX lock in the place of the guard.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from deployment_pipeline import cli, guard, store
+from deployment_pipeline.guard import Lease, Passage
+
+FOLDER = Path(os.environ["DP_TEST_FAILPOINTS"])
+
+POINTS: dict[tuple[type, str], tuple[str, str]] = {
+    (guard.Guard, "gate"): ("trigger.before_gate", "trigger.after_gate"),
+    (store.Store, "trigger"): ("trigger.before_commit", "trigger.after_commit"),
+    (guard.Guard, "fill"): ("trigger.before_fill", "trigger.after_fill"),
+    (store.Store, "advance"): ("advance.before_commit", "advance.after_commit"),
+    (store.Store, "cancel"): ("cancel.before_commit", "cancel.after_commit"),
+    (guard.Guard, "end"): ("end.before_redis", "end.after_redis"),
+}
+
+
+async def hit(point: str) -> None:
+    armed, taken = FOLDER / point, FOLDER / f"{point}.{os.getpid()}"
+    try:
+        armed.rename(taken)  # one process gets it
+    except FileNotFoundError:
+        return
+    action = taken.read_text()
+    taken.unlink()
+    with (FOLDER / "reached").open("a") as reached:
+        reached.write(f"{point}\n")
+    match action:
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case seconds:
+            await asyncio.sleep(float(seconds))
+
+
+def with_points(method: Callable[..., Awaitable[Any]], before: str, after: str) -> Any:
+    async def call(*arguments: Any, **named: Any) -> Any:
+        await hit(before)
+        result = await method(*arguments, **named)
+        await hit(after)
+        return result
+
+    return call
+
+
+class PlainNX(guard.Guard):
+    """What many would write: SET NX, and whoever finds the key is refused."""
+
+    async def gate(self, pipeline: str, id: Any) -> Passage:
+        key = f"dp:active:{{{pipeline}}}"
+        if await self._redis.set(key, str(id), nx=True):
+            return Passage(None)
+        holder: Any = await self._redis.get(key)
+        return Passage(0, Lease.load(b"C:1:%s:0:0:?:?" % (holder or b"")))
+
+    async def fill(self, passage: Passage, active: Any, passed: Any) -> None:
+        pass
+
+    async def end(self, ended: Any, started: Any) -> None:
+        await self._redis.delete(f"dp:active:{{{ended.pipeline_name}}}")
+
+
+def main() -> None:
+    if os.environ.get("DP_TEST_GUARD") == "plain-nx":
+        for name in ("gate", "fill", "end"):
+            setattr(guard.Guard, name, getattr(PlainNX, name))
+    for (owner, name), points in POINTS.items():
+        setattr(owner, name, with_points(getattr(owner, name), *points))
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()
