@@ -20,7 +20,7 @@ from support import stores as support_stores
 from support.clients import Client, ReflectionClient, TypedClient
 from support.rig import Rig, rig
 from support.stores import Stores
-from support.table import TABLE
+from support.table import NOTES, TABLE
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -114,3 +114,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterat
         write("|---|---|---|---|---|")
         for name, line in TABLE.items():
             write(f"| {name} | {line.seeds} | {line.calls} | {line.reached} | {line.violations} |")
+    for note in NOTES:
+        terminalreporter.write_line(note)

@@ -123,23 +123,23 @@ def _calls(records: Iterable[Record], stored: dict[str, str]) -> Iterable[Call]:
         if record.answer is not None:
             anonymous = record.op.method == "TriggerDeployment" and not record.op.id
             op = Op(record.op.method, record.answer.id) if anonymous else record.op
-            yield Call(op, record.start, record.end, _response(record.answer))
+            yield Call(op, record.start, record.end, response_of(record.answer))
         elif record.unknown:
             if key in stored:
                 op = record.op if record.op.id or not stored[key] else Op(record.op.method, str(stored[key]))
                 yield Call(op, record.start, record.end or record.start, None)
         elif record.reason not in TROUBLE and record.op.request_id:
-            yield Call(record.op, record.start, record.end, _refusal(record))
+            yield Call(record.op, record.start, record.end, refusal_of(record))
 
 
-def _response(answer: Answer) -> Response:
+def response_of(answer: Answer) -> Response:
     if not hasattr(answer.message, "stage_index"):
         return ("OK",)
     index = answer.stage_index if answer.HasField("stage_index") else -1
     return ("OK", answer.status_name, index)
 
 
-def _refusal(record: Record) -> Response:
+def refusal_of(record: Record) -> Response:
     assert record.refused
     facts = record.refused.facts
     match record.reason:

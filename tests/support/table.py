@@ -15,3 +15,6 @@ class Line:
 
 
 TABLE: dict[str, Line] = {}
+
+# What else was measured.
+NOTES: list[str] = []
