@@ -22,7 +22,7 @@ test: $(READY) ## Run all tests on real stores (DP_TEST_DATABASE_URL, DP_TEST_RE
 	$(BIN)/python -m pytest
 
 proof: $(READY) ## Everything that is done to break it, SEEDS=n of each fault; prints a table (long)
-	DP_TEST_SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/model tests/faults tests/acceptance/test_races.py \
+	DP_TEST_SEEDS=$(SEEDS) DP_TEST_SCHEDULES=3000 DP_TEST_EXAMPLES=1000 $(BIN)/python -m pytest tests/model tests/faults tests/acceptance/test_races.py \
 		-m 'proof or not proof'
 
 check: lint types verify test ## All that must hold before a change lands

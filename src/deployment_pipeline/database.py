@@ -83,7 +83,7 @@ class Database:
     def __init__(self, url: str, pool_size: int) -> None:
         self._size = pool_size
         self._in_use = 0
-        # Postgres was away for MAX_WAIT_SECONDS: until a probe finds it back, calls do not wait for it.
+        # Postgres was away for MAX_WAIT_SECONDS: until a probe finds it back, calls are refused at once.
         self._away = False
         self._replaced_at = float("-inf")
         options = f"{conninfo_to_dict(url).get('options') or ''} {_SESSION}"
@@ -156,18 +156,22 @@ class Database:
             raise StoreUnavailable from lost
 
     async def probe(self) -> None:
-        """Does Postgres answer? Raises StoreUnavailable or Overloaded. If it was away, this notices that it
-        is back."""
-        self._away = False
-        await self.read(b"SELECT 1", ())
+        """Does Postgres answer? Raises StoreUnavailable or Overloaded. If it was away, this is the call that
+        waits for it."""
+        try:
+            async with self._connection(probes=True) as connection:
+                await self._execute(connection, b"SELECT 1", ())
+        except _Lost as lost:
+            raise StoreUnavailable from lost
 
     @contextlib.asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
-        if self._away:
+    async def _connection(self, *, probes: bool = False) -> AsyncIterator[Connection]:
+        if self._away and not probes:
             raise StoreUnavailable
         wait = max(0.001, min(deadline.remaining(), MAX_WAIT_SECONDS))
         try:
             async with self._pool.connection(wait) as connection:
+                self._away = False
                 self._in_use += 1
                 try:
                     yield connection
@@ -176,7 +180,7 @@ class Database:
         except (TooManyRequests, PoolTimeout) as error:
             if self._in_use >= self._size:
                 raise Overloaded from error
-            self._away = wait >= MAX_WAIT_SECONDS
+            self._away |= wait >= MAX_WAIT_SECONDS
             raise StoreUnavailable from error
 
     async def _execute(

@@ -21,7 +21,7 @@ from support.clients import Client, Refused, TypedClient
 from support.servers import server
 from support.stores import Stores
 
-SCHEDULES = int(os.environ.get("DP_TEST_SCHEDULES", "300"))
+SCHEDULES = int(os.environ.get("DP_TEST_SCHEDULES", "100"))
 
 CALLS = [
     ("TriggerDeployment", {"version": "1", "on_busy": 1}),

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from typing import Any
 
 import grpc
@@ -16,7 +17,7 @@ from support.clients import Refused, TypedClient
 from support.servers import server
 from support.stores import Stores, scratch_folder
 
-EXAMPLES = 400
+EXAMPLES = int(os.environ.get("DP_TEST_EXAMPLES", "200"))
 METHODS = pb.DESCRIPTOR.services_by_name["DeploymentPipeline"].methods_by_name
 UUID = "0199f6a2-7f2c-7bd0-8a55-1c2d3e4f5a6b"
 

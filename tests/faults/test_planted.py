@@ -49,14 +49,6 @@ async def found(rig: Rig, *, copies: int = 1) -> bool:
     return False
 
 
-async def test_the_checkers_find_nothing_in_the_service_as_it_is() -> None:
-    async with rig() as sound:
-        rng = random.Random(7)  # noqa: S311
-        pipelines = await sound.new_pipelines()
-        await sound.work(pipelines, rng, copies=lambda: 3)
-        sound.check(pipelines, redis_sound=True)
-
-
 async def test_a_missing_index_and_a_missing_lock_are_found() -> None:
     async with rig() as broken:
         without_exclusivity(broken)

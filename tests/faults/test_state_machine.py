@@ -1,6 +1,7 @@
 """Two replicas against the contract's model, one random call after the other."""
 
 import asyncio
+import os
 import uuid
 from collections.abc import Callable, Iterator
 
@@ -16,7 +17,7 @@ from support.history import STAGE_NAMES, History, refusal_of, response_of, rollb
 from support.servers import server
 from support.stores import Stores
 
-EXAMPLES = 30
+EXAMPLES = int(os.environ.get("DP_TEST_EXAMPLES", "12"))
 
 
 @pytest.fixture(scope="module")

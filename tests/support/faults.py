@@ -343,14 +343,14 @@ def meshed(rng: random.Random) -> dict[str, Any]:
 
 
 KILLED_AT = [
-    ("trigger.before_gate", True),
+    ("trigger.before_gate", False),
     ("trigger.after_gate", True),
     ("trigger.before_commit", False),
     ("trigger.after_commit", True),
     ("trigger.before_fill", False),
     ("trigger.after_fill", False),
     ("cancel.before_commit", False),
-    ("cancel.after_commit", True),
+    ("cancel.after_commit", False),
     ("advance.before_commit", False),
     ("advance.after_commit", False),
     ("end.before_redis", False),
