@@ -104,32 +104,35 @@ def rollback_op(id: str, request_id: str, *, redeploys: bool) -> Op:
     return Op("Rollback", id, request_id, redeploy_id=redeploy_id)
 
 
-def _events(sql: psycopg.Connection, pipeline: str) -> dict[str, str]:
-    """request_id -> the deployment whose change was stored for it; of triggers without one, by version."""
+def _events(sql: psycopg.Connection, pipeline: str) -> dict[str, tuple[int, UUID | None]]:
+    """request_id -> the number of the event that was stored for it, and its deployment; of triggers without
+    one, by version."""
     rows = sql.execute(
-        "SELECT CASE WHEN e.request_digest IS NULL THEN 'version ' || d.version ELSE e.request_id END, d.id"
+        "SELECT CASE WHEN e.request_digest IS NULL THEN 'version ' || d.version ELSE e.request_id END,"
+        " e.event_no, d.id"
         " FROM dp_events e LEFT JOIN dp_deployments d ON d.id = e.deployment_id"
         " WHERE e.pipeline_name = %s AND e.request_id IS NOT NULL"
         " AND (e.request_digest IS NOT NULL OR e.type = 'TRIGGER')",
         [pipeline],
     ).fetchall()
-    return dict(rows)
+    return {key: (number, id) for key, number, id in rows}
 
 
-def _calls(records: Iterable[Record], stored: dict[str, str]) -> Iterable[Call]:
+def _calls(records: Iterable[Record], stored: dict[str, tuple[int, UUID | None]]) -> Iterable[Call]:
     """What must be explained: what was answered by the contract, and what took effect unanswered."""
     for record in records:
         key = record.op.request_id or f"version {record.version}"
+        number, id = stored.get(key, (None, None))
+        # The id of a trigger without a request_id is the server's.
+        anonymous = record.op.method == "TriggerDeployment" and not record.op.id
+        op = Op(record.op.method, str(id)) if anonymous else record.op
         if record.answer is not None:
-            anonymous = record.op.method == "TriggerDeployment" and not record.op.id
-            op = Op(record.op.method, record.answer.id) if anonymous else record.op
-            yield Call(op, record.start, record.end, response_of(record.answer))
+            yield Call(op, record.start, record.end, response_of(record.answer), number)
         elif record.unknown:
-            if key in stored:
-                op = record.op if record.op.id or not stored[key] else Op(record.op.method, str(stored[key]))
-                yield Call(op, record.start, record.end or record.start, None)
+            if number is not None:
+                yield Call(op, record.start, record.end or record.start, None, number)
         elif record.reason not in TROUBLE and record.op.request_id:
-            yield Call(record.op, record.start, record.end, refusal_of(record))
+            yield Call(op, record.start, record.end, refusal_of(record))
 
 
 def response_of(answer: Answer) -> Response:

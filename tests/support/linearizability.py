@@ -2,7 +2,8 @@
 
 Each call took effect at one instant between its start and its end. A call whose outcome is unknown may have
 taken effect at any time after its start, or not at all; the tables say which. Pipelines are independent, so
-each is searched alone.
+each is searched alone. The event log numbers the changes in the order of their commits: that order, and no
+other, must explain the answers, which keeps the search short however many outcomes are unknown.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ class Call:
     start: float
     end: float
     response: Response | None
+    number: int | None = None  # of the event that it, or the call that it repeats, wrote
 
 
 class NotLinearizable(AssertionError):
@@ -61,13 +63,23 @@ def _next(
     """Each call that may have been the next one, and whose answer fits."""
     # It must have started before any other that is not done had ended.
     first_end = min(end for i, end in enumerate(ends) if not done >> i & 1)
+    written = {call.number for i, call in enumerate(calls) if done >> i & 1}
+    numbers = {call.number for call in calls if call.number is not None} - written
+    next_number = min(numbers, default=None)
+    changes: list[tuple[int, State]] = []
     for i, call in enumerate(calls):
         if done >> i & 1:
             continue
         if call.start > first_end:
             break
+        if call.number in numbers and call.number != next_number:
+            continue
         after, response = apply(state, call.op)
         # Without an answer, the tables say that it took effect.
-        fits = response == call.response if call.response is not None else response[0] == "OK"
-        if fits:
-            yield done | 1 << i, after
+        if response == call.response or (call.response is None and response[0] == "OK"):
+            if after == state and call.number not in numbers:
+                # It changed nothing and fits here: later it would fit no better.
+                yield done | 1 << i, state
+                return
+            changes.append((done | 1 << i, after))
+    yield from changes
