@@ -60,6 +60,7 @@ def main() -> None:
                 _serve(chosen, arguments.embedded)
             case "migrate":
                 _migrate(chosen)
+                print("the database has this release's schema")
             case "healthcheck":
                 sys.exit(_healthcheck(chosen, arguments.service))
             case "config":

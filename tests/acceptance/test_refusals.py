@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc import StatusCode
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deployment_pipeline.interceptors import CallInterceptor
 from deployment_pipeline.server import running
@@ -229,6 +230,9 @@ async def test_overloaded(settings: Settings, pipeline: str, monkeypatch: pytest
         refused = await refusal(done.pop())
         assert (refused.code, refused.reason) == (StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
         assert refused.details["RetryInfo"].retry_delay.seconds >= 1
+        check = health_pb2.HealthCheckRequest(service="readiness")
+        healthy = await health_pb2_grpc.HealthStub(channel).Check(check)
+        assert healthy.status == health_pb2.HealthCheckResponse.SERVING, "busy is not away"
         proxy.release()
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert sum(not isinstance(result, Refused) for result in results) == 2

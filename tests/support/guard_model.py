@@ -140,9 +140,12 @@ def _tick(world: World) -> World:
         kind, seq, refuses, life = redis.lease
         left = (kind, seq, max(refuses - 1, 0), life - 1)
         redis = redis._replace(lease=left if life > 1 else None)
+    ended = tuple(when if when > 0 else max(when - 1, LONG_AGO) for when in world.ended)
     return world._replace(
         redis=redis,
-        ended=tuple(when if when > 0 else max(when - 1, LONG_AGO) for when in world.ended),
+        ended=ended,
+        # A refusal because of one that ended long ago breaks S2 in any case.
+        acknowledged=frozenset(seq for seq in world.acknowledged if ended[seq - 1] != LONG_AGO),
         workers=tuple(
             worker._replace(t0=max(worker.t0 - 1, -T_C))
             if worker.step == "postgres" or worker.saw
