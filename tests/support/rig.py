@@ -30,6 +30,8 @@ LEASE_MS = 300
 PIPELINES = 2
 CALLERS = 6
 WORK_SECONDS = 0.8
+# A fault that strikes again and again does so this often while the work goes on.
+STRIKES = 8
 # L1: so long after the last fault a trigger must succeed, whatever Redis holds.
 L1_SECONDS = LEASE_MS / 1000 + 1.0
 
@@ -202,6 +204,11 @@ class Mesh(Client):
                     raise
                 await asyncio.sleep(0.05)
         raise AssertionError
+
+
+async def pause() -> None:
+    """Between two strikes."""
+    await asyncio.sleep(WORK_SECONDS / STRIKES)
 
 
 async def until(seconds: float, attempt: Callable[[], Awaitable[None]]) -> None:
