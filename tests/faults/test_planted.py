@@ -19,8 +19,8 @@ def function(name: str) -> str:
 
 def without_exclusivity(rig: Rig) -> None:
     """No partial unique index, and nobody locks the pipeline's row."""
-    unlocked = function("dp_lock").replace("FOR NO KEY UPDATE", "")
-    assert unlocked != function("dp_lock")
+    unlocked = function("dp_row_lock").replace("FOR NO KEY UPDATE", "")
+    assert unlocked != function("dp_row_lock")
     with rig.sql as sql:
         sql.execute("DROP INDEX dp_deployments_one_in_progress")
         sql.execute(unlocked.replace("BEGIN\n", "BEGIN PERFORM pg_sleep(0.005);\n").encode())

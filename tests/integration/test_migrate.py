@@ -40,7 +40,7 @@ def test_a_changed_function_is_installed_anew(empty_database: str) -> None:
     with psycopg.connect(empty_database) as connection:
         connection.execute("DROP FUNCTION dp_judge")
         # With other arguments, with another result, and one that is no more.
-        connection.execute("CREATE FUNCTION dp_lock(text) RETURNS text LANGUAGE sql AS 'SELECT $1'")
+        connection.execute("CREATE FUNCTION dp_row_lock(text) RETURNS text LANGUAGE sql AS 'SELECT $1'")
         connection.execute("DROP FUNCTION dp_is_locked")
         connection.execute(
             "CREATE FUNCTION dp_is_locked(p dp_pipelines) RETURNS text LANGUAGE sql AS $$ SELECT '' $$"

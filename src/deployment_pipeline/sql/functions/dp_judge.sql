@@ -12,7 +12,7 @@ BEGIN
         RETURN NEXT;
         RETURN;
     END IF;
-    PERFORM dp_lock(deployment.pipeline_name, p_wait_ms);
+    PERFORM dp_row_lock(deployment.pipeline_name, p_wait_ms);
     -- Read again: it may have been changed while the lock was awaited.
     SELECT * INTO deployment FROM dp_deployments WHERE id = p_id;
     SELECT * INTO v_event FROM dp_events

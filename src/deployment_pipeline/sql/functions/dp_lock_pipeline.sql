@@ -8,7 +8,7 @@ DECLARE
     v_event dp_events;
     v_at timestamptz;
 BEGIN
-    SELECT * INTO pipeline FROM dp_lock(p_name, p_wait_ms);
+    SELECT * INTO pipeline FROM dp_row_lock(p_name, p_wait_ms);
     SELECT * INTO v_event FROM dp_events WHERE pipeline_name = p_name AND request_id = p_request_id;
     v_at := clock_timestamp();
     outcome := CASE

@@ -18,7 +18,7 @@ DECLARE
 BEGIN
     FOR v_look IN 1..2 LOOP
         IF v_look = 2 THEN
-            PERFORM dp_lock(p_pipeline, p_wait_ms);
+            PERFORM dp_row_lock(p_pipeline, p_wait_ms);
             v_at := clock_timestamp();
         END IF;
 

@@ -9,7 +9,7 @@ DECLARE
     v_resumes boolean;
     v_at timestamptz;
 BEGIN
-    SELECT * INTO pipeline FROM dp_lock(p_name, p_wait_ms);
+    SELECT * INTO pipeline FROM dp_row_lock(p_name, p_wait_ms);
     SELECT * INTO v_event FROM dp_events WHERE pipeline_name = p_name AND request_id = p_request_id;
     v_resumes := p_start_next
         AND NOT EXISTS (SELECT FROM dp_deployments WHERE pipeline_name = p_name AND status = 'IN_PROGRESS')

@@ -7,7 +7,7 @@ CREATE OR REPLACE FUNCTION dp_update_pipeline(
 DECLARE
     v_event dp_events;
 BEGIN
-    SELECT * INTO pipeline FROM dp_lock(p_name, p_wait_ms);
+    SELECT * INTO pipeline FROM dp_row_lock(p_name, p_wait_ms);
     SELECT * INTO v_event FROM dp_events WHERE pipeline_name = p_name AND request_id = p_request_id;
     outcome := CASE
         WHEN pipeline.name IS NULL THEN 'PIPELINE_NOT_FOUND'

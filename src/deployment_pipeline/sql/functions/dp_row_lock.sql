@@ -1,6 +1,6 @@
 -- Lock a pipeline's row: the first step of every change, and the only lock that anybody waits for.
 -- p_wait_ms is what is left of the caller's time; when it is over, the statement fails and changes nothing.
-CREATE OR REPLACE FUNCTION dp_lock(p_pipeline text, p_wait_ms integer)
+CREATE OR REPLACE FUNCTION dp_row_lock(p_pipeline text, p_wait_ms integer)
 RETURNS SETOF dp_pipelines LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM set_config('lock_timeout', greatest(p_wait_ms, 1)::text, true);
