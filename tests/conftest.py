@@ -14,6 +14,7 @@ import psycopg
 import pytest
 import redis as redis_client
 
+from deployment_pipeline import guard
 from deployment_pipeline.server import running
 from deployment_pipeline.settings import Settings
 from support import stores as support_stores
@@ -28,6 +29,14 @@ def _no_settings_from_outside() -> None:
     for name in list(os.environ):
         if name.startswith("DP_") and not name.startswith("DP_TEST_"):
             del os.environ[name]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _patience() -> Iterator[None]:
+    """A machine that stalls for a moment is not what these tests are about."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guard, "BUDGET_SECONDS", 2.0)
+        yield
 
 
 @pytest.fixture(scope="session")

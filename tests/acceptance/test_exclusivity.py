@@ -129,10 +129,10 @@ async def test_s7_a_forged_lease_refuses_for_its_short_life_and_never_admits(
     seconds, microseconds = redis.time()
     now_ms = seconds * 1000 + microseconds // 1000
     redis.set(f"dp:active:{{{pipeline}}}", str(ghost))
-    redis.set(f"dp:lease:{{{pipeline}}}", f"C:99:{ghost}:{now_ms + 500}:0:build:1", px=500)
+    redis.set(f"dp:lease:{{{pipeline}}}", f"C:99:{ghost}:{now_ms + 1500}:0:build:1", px=1500)
     refused = await trigger(client, pipeline)
     assert isinstance(refused, Refused)
-    await asyncio.sleep(0.6)
+    await asyncio.sleep(1.6)
     await lives(client, pipeline, 2)
 
 

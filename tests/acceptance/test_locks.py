@@ -99,9 +99,9 @@ async def test_unlocking_starts_the_next_only_if_asked(
 async def test_an_expired_lock_is_no_lock(client: Client, pipeline: str) -> None:
     active = await trigger(client, pipeline)
     waiting = [await trigger(client, pipeline, str(n), on_busy=QUEUE) for n in range(2)]
-    await client.call("LockPipeline", name=pipeline, reason="r", expires_at=soon(0.4))
+    await client.call("LockPipeline", name=pipeline, reason="r", expires_at=soon(1))
     await client.call("CancelDeployment", deployment_id=active.id)
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(1.1)
     assert not (await client.call("GetPipeline", name=pipeline)).HasField("lock")
     state = await client.call("GetPipelineState", name=pipeline)
     assert not state.HasField("active")
@@ -123,9 +123,9 @@ async def test_a_queued_trigger_behind_an_expired_lock_starts_the_line_and_waits
 ) -> None:
     active = await trigger(client, pipeline)
     waiting = await trigger(client, pipeline, on_busy=QUEUE)
-    await client.call("LockPipeline", name=pipeline, reason="r", expires_at=soon(0.3))
+    await client.call("LockPipeline", name=pipeline, reason="r", expires_at=soon(1))
     await client.call("CancelDeployment", deployment_id=active.id)
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(1.1)
     last = await trigger(client, pipeline, on_busy=QUEUE)
     assert (last.status_name, last.queue_position) == ("PENDING", 1)
     assert await status(client, waiting.id) == "IN_PROGRESS"
@@ -134,9 +134,9 @@ async def test_a_queued_trigger_behind_an_expired_lock_starts_the_line_and_waits
 async def test_a_line_behind_an_expired_lock_can_be_resumed_by_hand(client: Client, pipeline: str) -> None:
     active = await trigger(client, pipeline)
     waiting = await trigger(client, pipeline, on_busy=QUEUE)
-    await client.call("LockPipeline", name=pipeline, reason="r", expires_at=soon(0.3))
+    await client.call("LockPipeline", name=pipeline, reason="r", expires_at=soon(1))
     await client.call("CancelDeployment", deployment_id=active.id)
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(1.1)
     resumed = await client.call("UnlockPipeline", name=pipeline, start_next=True)
     assert resumed.started.id == waiting.id
 
