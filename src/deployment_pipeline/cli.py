@@ -149,6 +149,12 @@ def _migrate(chosen: Settings) -> None:
     _need(chosen, "database_url")
     logs.configure(chosen.log_level)
     try:
+        psycopg.conninfo.conninfo_to_dict(chosen.database_url)
+    except psycopg.ProgrammingError:
+        raise Unusable(
+            "DP_DATABASE_URL cannot be read: special characters in a password are written as %XX"
+        ) from None
+    try:
         migrate.migrate(chosen.database_url)
     except psycopg.Error as error:
         raise Unusable(f"Postgres cannot be used at DP_DATABASE_URL: {error}") from error

@@ -1,5 +1,6 @@
 """Model to proto, and proto to what the engine takes. Total, and without I/O."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID
@@ -7,6 +8,7 @@ from uuid import UUID
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from deployment_pipeline.engine.pipelines import UPDATABLE
 from deployment_pipeline.errors import InvalidFields, Violation, busy_with, by, until
 from deployment_pipeline.model import (
     Deployment,
@@ -18,7 +20,7 @@ from deployment_pipeline.model import (
     PipelineState,
     Waiting,
 )
-from deployment_pipeline.states import Status
+from deployment_pipeline.rules import DEFAULT_MAX_PENDING
 from dp.v1 import deployment_pipeline_pb2 as pb
 
 M = TypeVar("M", bound=Message)
@@ -26,9 +28,6 @@ T = TypeVar("T")
 
 # Clients refuse messages beyond 4 MiB unless told otherwise; one more item must fit, too.
 MAX_PAGE_BYTES = 3 * 1024 * 1024
-MAX_STATUSES = 16
-MAX_PATHS = 16
-_UPDATABLE = ("stages", "description", "labels", "max_pending")
 
 
 def pipeline(model: Pipeline) -> pb.Pipeline:
@@ -78,28 +77,30 @@ def deployment(model: Deployment) -> pb.DeploymentStatus:
 
 
 def history(page: Page[Deployment]) -> pb.GetHistoryResponse:
-    messages = _fitting(list(map(deployment, page.items)))
+    messages = _fitting(map(deployment, page.items))
     return pb.GetHistoryResponse(deployments=messages, next_page_token=_next(page, len(messages)))
 
 
 def pipelines(page: Page[Pipeline]) -> pb.ListPipelinesResponse:
-    messages = _fitting(list(map(pipeline, page.items)))
+    messages = _fitting(map(pipeline, page.items))
     return pb.ListPipelinesResponse(pipelines=messages, next_page_token=_next(page, len(messages)))
 
 
 def events(page: Page[LoggedEvent]) -> pb.ListEventsResponse:
-    messages = _fitting(list(map(_event, page.items)))
+    messages = _fitting(map(_event, page.items))
     return pb.ListEventsResponse(events=messages, more=bool(_next(page, len(messages))))
 
 
-def _fitting(messages: list[M]) -> list[M]:
+def _fitting(messages: Iterable[M]) -> list[M]:
     """As many as a client takes by default; the first in any case."""
+    fitting: list[M] = []
     size = 0
-    for count, message in enumerate(messages):
+    for message in messages:
         size += message.ByteSize()
-        if count and size > MAX_PAGE_BYTES:
-            return messages[:count]
-    return messages
+        if fitting and size > MAX_PAGE_BYTES:
+            break
+        fitting.append(message)
+    return fitting
 
 
 def _next(page: Page[T], shown: int) -> str:
@@ -109,42 +110,29 @@ def _next(page: Page[T], shown: int) -> str:
     return page.token_after(page.items[shown - 1])
 
 
-def pipeline_changes(request: pb.UpdatePipelineRequest) -> dict[str, Any]:
-    """The new values, by field: those in the mask, or without one those that are not empty.
-    Raises InvalidFields for a path that is no field of a pipeline."""
+def pipeline_changes(request: pb.UpdatePipelineRequest) -> tuple[dict[str, Any], list[str]]:
+    """The new values, by field: those in the mask, or without one those that are not empty; and the paths
+    that name no field of a pipeline."""
     paths = list(request.update_mask.paths)
     if "*" in paths:
-        paths = list(_UPDATABLE)
+        paths = list(UPDATABLE)
     elif not paths:
-        paths = [field.name for field, _ in request.ListFields() if field.name in _UPDATABLE]
-    unknown = [path for path in paths if path not in _UPDATABLE][:MAX_PATHS]
-    if unknown:
-        rule = f"may name {', '.join(_UPDATABLE)} or *; not {', '.join(map(repr, unknown))}"
-        raise InvalidFields([Violation("update_mask", rule)])
+        paths = [field.name for field, _ in request.ListFields() if field.name in UPDATABLE]
     values: dict[str, Any] = {
         "stages": list(request.stages),
         "description": request.description,
         "labels": dict(request.labels),
-        "max_pending": request.max_pending,
+        "max_pending": request.max_pending if request.HasField("max_pending") else DEFAULT_MAX_PENDING,
     }
-    return {path: values[path] for path in paths}
+    known = {path: values[path] for path in paths if path in UPDATABLE}
+    return known, [path for path in paths if path not in UPDATABLE]
 
 
 def history_filter(request: pb.GetHistoryRequest) -> HistoryFilter:
-    """Raises InvalidFields for a status that is none."""
-    if len(request.statuses) > MAX_STATUSES:
-        rule = f"must be at most {MAX_STATUSES}, not {len(request.statuses)}"
-        raise InvalidFields([Violation("statuses", rule)])
-    known = {pb.DeploymentStatus.Status.Value(status): status for status in Status}
-    violations = [
-        Violation(f"statuses[{i}]", f"must be one of {', '.join(Status)}, not {value}")
-        for i, value in enumerate(request.statuses)
-        if value not in known
-    ]
-    if violations:
-        raise InvalidFields(violations)
+    """A status that is none stays a number."""
+    names = {number: name for name, number in pb.DeploymentStatus.Status.items() if number}
     return HistoryFilter(
-        sorted({known[value] for value in request.statuses}),
+        [names.get(number, str(number)) for number in request.statuses],
         request.reached_stage,
         request.completed_stage,
     )
@@ -161,7 +149,7 @@ def state(model: PipelineState) -> pb.PipelineState:
     return pb.PipelineState(
         pipeline=pipeline(model.pipeline),
         active=deployment(model.active) if model.active else None,
-        queue=_fitting(list(map(deployment, model.queue))),
+        queue=_fitting(map(deployment, model.queue)),
         pending_count=model.pending_count,
         stages=[
             pb.StageState(

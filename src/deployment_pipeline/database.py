@@ -21,6 +21,8 @@ OPEN_SECONDS = 15
 # How many calls may wait for a connection, and for how long: past that they are refused, not piled up.
 MAX_WAITING = 1000
 MAX_WAIT_SECONDS = 5.0
+# A pool whose line is full, and that gave a connection away so recently, has a Postgres behind it.
+OBTAINED_SECONDS = 1.0
 # psycopg_pool doubles its pause between attempts to connect. Giving up early keeps the pause short; the
 # next call, or the readiness probe, begins anew.
 RECONNECT_SECONDS = 4.0
@@ -40,6 +42,8 @@ _SESSION = " ".join(
         "statement_timeout": f"{deadline.LONGEST_CALL_SECONDS:.0f}s",
         "idle_in_transaction_session_timeout": "10s",
         "timezone": "UTC",
+        # Each statement of a function must see what was committed while it waited.
+        "default_transaction_isolation": r"read\ committed",
         "application_name": "deployment-pipeline",
     }.items()
 )
@@ -85,7 +89,7 @@ class Database:
         self._in_use = 0
         # Postgres was away for MAX_WAIT_SECONDS: until a probe finds it back, calls are refused at once.
         self._away = False
-        self._replaced_at = float("-inf")
+        self._obtained_at = self._replaced_at = float("-inf")
         options = f"{conninfo_to_dict(url).get('options') or ''} {_SESSION}"
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             url,
@@ -169,18 +173,22 @@ class Database:
         if self._away and not probes:
             raise StoreUnavailable
         wait = max(0.001, min(deadline.remaining(), MAX_WAIT_SECONDS))
+        started = time.monotonic()
         try:
             async with self._pool.connection(wait) as connection:
                 self._away = False
+                self._obtained_at = time.monotonic()
                 self._in_use += 1
                 try:
                     yield connection
                 finally:
                     self._in_use -= 1
         except (TooManyRequests, PoolTimeout) as error:
-            if self._in_use >= self._size:
+            # Others have connections, or got one meanwhile: then Postgres is not away, just not enough.
+            meanwhile = started - (OBTAINED_SECONDS if isinstance(error, TooManyRequests) else 0)
+            if self._in_use or self._obtained_at > meanwhile:
                 raise Overloaded from error
-            self._away |= wait >= MAX_WAIT_SECONDS
+            self._away |= time.monotonic() - started >= MAX_WAIT_SECONDS
             raise StoreUnavailable from error
 
     async def _execute(

@@ -146,7 +146,7 @@ class Postgres(_Server):
 
     def _end_leftover(self) -> None:
         """Where the children of a killed service live on, its Postgres still holds the data folder."""
-        if (self.data / "postmaster.pid").exists():
+        if (self.data / "postmaster.pid").exists() and self._accepts():
             self._run("pg_ctl", "stop", "-m", "fast", "-w", "-D", str(self.data))
 
     def _initdb(self) -> None:

@@ -58,6 +58,9 @@ class Health(aio.HealthServicer):  # type: ignore[misc]  # grpc_health has no ty
                 ready = False
             except Overloaded:
                 pass  # busy, not away: sending the load elsewhere would only move it
+            except Exception:
+                log.exception("the readiness probe failed")
+                ready = False
             if ready != before:
                 log.warning("postgres is back" if ready else "postgres does not answer", ready=ready)
                 await self.set(READINESS, SERVING if ready else NOT_SERVING)

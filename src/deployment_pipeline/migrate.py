@@ -7,6 +7,7 @@ older release over a newer one's: a restarting old replica leaves them alone.
 """
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -26,10 +27,10 @@ ADVISORY_LOCK = 0x64705F6D  # "dp_m"
 
 Connection = psycopg.Connection[TupleRow]
 
-# Our functions, each with what changes when it is installed.
-_INSTALLED = r"""
+# Functions of those names, each with what changes when it is installed.
+_FUNCTIONS = """
     SELECT oid::regprocedure::text, xmin::text FROM pg_proc
-    WHERE pronamespace = current_schema::regnamespace AND proname LIKE 'dp\_%'
+    WHERE pronamespace = current_schema::regnamespace AND proname = ANY (%s)
 """
 
 
@@ -70,20 +71,28 @@ def migrate(database_url: str) -> None:
 def _install_functions(connection: Connection) -> None:
     texts = {path: path.read_text() for path in sorted((SQL / "functions").glob("*.sql"))}
     digest = hashlib.sha256("\0".join(texts.values()).encode()).hexdigest()
-    release = [int(part) for part in metadata.version("deployment-pipeline").split(".")]
+    release = [int(number) for number in re.findall(r"\d+", metadata.version("deployment-pipeline"))[:3]]
     with connection.transaction():
-        outdated = connection.execute(
-            "UPDATE dp_installation SET functions_digest = %(digest)s, release = %(release)s"
-            " WHERE functions_digest <> %(digest)s AND release <= %(release)s::integer[]",
-            {"digest": digest, "release": release},
+        row = connection.execute(
+            "SELECT functions FROM dp_installation"
+            " WHERE functions_digest <> %s AND release <= %s::integer[] FOR UPDATE",
+            [digest, release],
+        ).fetchone()
+        if row is None:
+            return
+        ours: list[str] = row[0]
+        names = [path.stem for path in texts] + [function.partition("(")[0] for function in ours]
+        before: dict[str, str] = dict(connection.execute(_FUNCTIONS, [names]).fetchall())
+        for path, text in texts.items():
+            _install(connection, path.stem, text)
+        after: dict[str, str] = dict(connection.execute(_FUNCTIONS, [names]).fetchall())
+        installed = [function for function in after if after[function] != before.get(function)]
+        for function in set(ours) & set(after) - set(installed):  # no more, or with other arguments by now
+            connection.execute(f"DROP FUNCTION {function}".encode())
+        connection.execute(
+            "UPDATE dp_installation SET functions_digest = %s, release = %s, functions = %s",
+            [digest, release, installed],
         )
-        if outdated.rowcount:
-            before: dict[str, str] = dict(connection.execute(_INSTALLED).fetchall())
-            for path, text in texts.items():
-                _install(connection, path.stem, text)
-            for function, version in connection.execute(_INSTALLED).fetchall():
-                if before.get(function) == version:  # no more, or with other arguments by now
-                    connection.execute(f"DROP FUNCTION {function}".encode())
 
 
 def _install(connection: Connection, name: str, text: str) -> None:

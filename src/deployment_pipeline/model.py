@@ -140,7 +140,7 @@ class LoggedEvent:
 class HistoryFilter:
     """Which deployments of a pipeline to show; empty: all."""
 
-    statuses: Sequence[Status] = ()
+    statuses: Sequence[str] = ()
     reached_stage: str = ""
     completed_stage: str = ""
 

@@ -33,7 +33,7 @@ def _columns(row: str, names: Sequence[str]) -> str:
 
 
 def pipeline_columns(row: str) -> str:
-    return f"{_columns(row, _PIPELINE)}, dp_is_locked({row})"
+    return f"{_columns(row, _PIPELINE)}, dp_is_locked({row}, clock_timestamp())"
 
 
 def deployment_columns(row: str) -> str:
@@ -44,15 +44,16 @@ def waiting_columns(row: str) -> str:
     return _columns(row, _WAITING)
 
 
-def to_pipeline(row: Row) -> Pipeline | None:
-    """From `pipeline_columns`; None if they are NULL."""
+def to_pipeline(row: Row, *, judged_locked: bool = False) -> Pipeline | None:
+    """From `pipeline_columns`; None if they are NULL. judged_locked: it was when it was judged, and the lock
+    may have expired by the time that the row was read."""
     if row[0] is None:
         return None
     name, stages, description, labels, max_pending, revision, created_at, updated_at, *lock = row
     *lock, is_locked = lock
     return Pipeline(
         *(name, tuple(stages), description, labels, max_pending, revision, created_at, updated_at),
-        lock=Lock(*lock) if is_locked else None,
+        lock=Lock(*lock) if is_locked or judged_locked else None,
     )
 
 

@@ -18,9 +18,10 @@ MAX_LABELS = 64
 MAX_LABEL_KEY_CHARS = 63
 MAX_LABEL_VALUE_CHARS = 256
 MAX_REQUEST_ID_BYTES = 128
+MAX_LISTED = 16
 MAX_PAGE = 1000
 DEFAULT_PAGE = 50
-MAX_PENDING = 10_000
+MAX_PENDING = 1000
 DEFAULT_MAX_PENDING = 100
 
 _NAME_RULE = "must be 1 to 63 of a-z, 0-9 and '-', and begin and end with a letter or digit (like 'web-shop')"
@@ -98,6 +99,14 @@ class Rules:
     def one_of(self, field: str, value: object, allowed: Collection[object]) -> None:
         if value not in allowed:
             self.broken(field, f"must be one of {', '.join(map(str, allowed))}, not {value}")
+
+    def listed(self, field: str, values: Sequence[str], allowed: Collection[str]) -> None:
+        """A list of some of these."""
+        if len(values) > MAX_LISTED:
+            self.broken(field, f"must list at most {MAX_LISTED}, not {len(values)}")
+            return
+        for i, value in enumerate(values):
+            self.one_of(f"{field}[{i}]", value, allowed)
 
     def page_size(self, field: str, value: int) -> int:
         """The size to use: DEFAULT_PAGE for 0."""

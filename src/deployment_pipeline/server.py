@@ -27,8 +27,6 @@ STOP_SECONDS = 11.0
 
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # Pages are capped by their row count; a page of the largest deployments may be this big.
-    ("grpc.max_send_message_length", 64 * 1024 * 1024),
     # On by default: a second server would silently share the port.
     ("grpc.so_reuseport", 0),
     # Callers may ping an idle connection every ten seconds.

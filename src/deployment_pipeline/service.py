@@ -43,7 +43,7 @@ class DeploymentPipelineService(pb_grpc.DeploymentPipelineServicer):
     async def UpdatePipeline(self, request: pb.UpdatePipelineRequest, context: Context) -> pb.Pipeline:
         change = await self._engine.pipelines.update(
             request.name,
-            convert.pipeline_changes(request),
+            *convert.pipeline_changes(request),
             request.expected_revision,
             request.request_id,
         )

@@ -60,7 +60,7 @@ LIST_PIPELINES = f"""
 
 _WAITING = """
     LEFT JOIN LATERAL (
-        SELECT (dp_waiting_for(d.pipeline_name, d.seq)).* WHERE d.status = 'PENDING'
+        SELECT * FROM dp_waiting_for(d.pipeline_name, d.seq) WHERE d.status = 'PENDING'
     ) w ON true
 """
 GET_DEPLOYMENT = f"""
@@ -174,7 +174,7 @@ class Store:
     ) -> Judged:
         values = (name, reason, owner, expires_at)
         row = await self._database.change(LOCK_PIPELINE, values, key, f"pipeline {name}")
-        return Judged(row[0], pipeline=to_pipeline(row[1:]))
+        return Judged(row[0], pipeline=to_pipeline(row[1:], judged_locked=row[0] == "PIPELINE_LOCKED"))
 
     async def unlock_pipeline(self, name: str, reason: str, start_next: bool, key: RequestKey) -> Judged:
         """With the deployment that it started."""
@@ -200,7 +200,8 @@ class Store:
         row = await self._database.change(TRIGGER, values, key, f"deployment {id}")
         split = 1 + DEPLOYMENT_WIDTH
         deployment = to_deployment(row[1:split], row[-WAITING_WIDTH:])
-        return Judged(row[0], deployment, to_pipeline(row[split:-WAITING_WIDTH]))
+        locked = row[0] == "PIPELINE_LOCKED"
+        return Judged(row[0], deployment, to_pipeline(row[split:-WAITING_WIDTH], judged_locked=locked))
 
     async def advance(self, id: UUID, expected_stage: str | None, reason: str, key: RequestKey) -> Judged:
         return await self._change(ADVANCE, id, key, expected_stage, reason)
@@ -263,7 +264,7 @@ class Store:
             "pipeline": pipeline,
             "before": before,
             "limit": limit,
-            "statuses": [str(status) for status in where.statuses] or None,
+            "statuses": list(where.statuses) or None,
             "reached": where.reached_stage or None,
             "completed": where.completed_stage or None,
         }

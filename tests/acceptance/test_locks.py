@@ -4,6 +4,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 from grpc import StatusCode
 
@@ -184,6 +185,25 @@ async def test_a_lock_that_makes_no_sense_is_refused(
         StatusCode.INVALID_ARGUMENT,
         broken,
     )
+
+
+async def test_a_lock_that_expires_while_it_is_judged_is_told_as_it_was(
+    client: Client, pipeline: str, sql: psycopg.Connection
+) -> None:
+    for number in range(60):
+        sql.execute(
+            "UPDATE dp_pipelines SET lock_owner = '', lock_reason = 'r', locked_at = now(),"
+            " lock_expires_at = clock_timestamp() + %s * interval '1 ms' WHERE name = %s",
+            [2 + number / 10, pipeline],
+        )
+        started = None
+        while started is None:
+            try:
+                started = await trigger(client, pipeline, request_id=f"{number} asks postgres")
+            except Refused as refused:
+                if refused.reason != "PIPELINE_LOCKED":
+                    raise
+        await client.call("CancelDeployment", deployment_id=started.id)
 
 
 async def test_no_pipeline_no_lock(client: Client) -> None:

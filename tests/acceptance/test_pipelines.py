@@ -37,13 +37,33 @@ async def test_an_update_without_a_mask_changes_what_is_given(client: Client, pi
     assert (updated.max_pending, len(updated.stages)) == (0, 3)
 
 
-@pytest.mark.parametrize("paths", [[], ["name"], ["stages", "nonsense"]])
+@pytest.mark.parametrize("paths", [[], ["name"], ["description", "nonsense"]])
 async def test_an_update_that_names_nothing_it_can_change_is_refused(
     client: Client, pipeline: str, paths: list[str]
 ) -> None:
     with pytest.raises(Refused) as refused:
         await client.call("UpdatePipeline", name=pipeline, update_mask={"paths": paths})
     assert refused.value.facts["fields"] == "update_mask"
+
+
+async def test_every_broken_field_of_an_update_and_of_a_history_is_reported_at_once(client: Client) -> None:
+    with pytest.raises(Refused) as refused:
+        await client.call(
+            "UpdatePipeline", name="-", stages=["a", "a"], update_mask={"paths": ["x", "stages"]}
+        )
+    assert refused.value.facts["fields"] == "name,update_mask,stages[1]"
+    fields: dict[str, Any] = {"limit": -1, "statuses": [77], "page_token": "x"}
+    with pytest.raises(Refused) as refused:
+        await client.call("GetHistory", pipeline_name="-", **fields)
+    assert refused.value.facts["fields"] == "pipeline_name,limit,statuses[0],page_token"
+
+
+async def test_an_update_of_everything_takes_the_default_for_what_is_absent(
+    client: Client, pipeline: str
+) -> None:
+    await client.call("UpdatePipeline", name=pipeline, max_pending=7)
+    updated = await client.call("UpdatePipeline", name=pipeline, stages=["a"], update_mask={"paths": ["*"]})
+    assert (list(updated.stages), updated.max_pending) == (["a"], 100)
 
 
 async def test_a_deployment_keeps_the_stages_it_started_with(client: Client, pipeline: str) -> None:

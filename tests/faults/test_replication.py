@@ -14,7 +14,10 @@ from support.replication import Postgres
 from support.stores import scratch_folder
 
 
-async def test_d1_a_commit_whose_wait_for_the_standby_is_cancelled_is_unknown(settings: Settings) -> None:
+@pytest.mark.parametrize("how", ["cancel", "terminate"])
+async def test_d1_a_commit_whose_wait_for_the_standby_is_cut_short_is_no_ok(
+    settings: Settings, how: str
+) -> None:
     with scratch_folder() as folder:
         postgres = Postgres(folder / "postgres")
         try:
@@ -29,20 +32,30 @@ async def test_d1_a_commit_whose_wait_for_the_standby_is_cancelled_is_unknown(se
                     sql.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
                     sql.execute("SELECT pg_reload_conf()")
                     call = asyncio.create_task(
-                        client.call("TriggerDeployment", pipeline_name="shop", version="1", request_id="r")
+                        client.call(
+                            "TriggerDeployment",
+                            pipeline_name="shop",
+                            version="1",
+                            request_id="r",
+                            timeout=3,
+                        )
                     )
                     cancelled = 0
                     for _ in range(200):
                         await asyncio.sleep(0.02)
                         cancelled = sql.execute(
-                            "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+                            f"SELECT pg_{how}_backend(pid) FROM pg_stat_activity"
+                            " WHERE wait_event = 'SyncRep'".encode()
                         ).rowcount
                         if cancelled:
                             break
                     assert cancelled, "it waits for the standby"
                     with pytest.raises(Refused) as refused:
                         await call
-                    assert refused.value.reason == "OUTCOME_UNKNOWN"
+                    if how == "cancel":
+                        assert refused.value.reason == "OUTCOME_UNKNOWN"
+                    else:  # the service asks again, and that waits for the standby, too
+                        assert refused.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
                     sql.execute("ALTER SYSTEM RESET synchronous_standby_names")
                     sql.execute("SELECT pg_reload_conf()")
         finally:

@@ -4,6 +4,14 @@ from deployment_pipeline import settings
 from deployment_pipeline.settings import InvalidSettings, without_secrets
 
 
+def test_a_broken_url_is_reported_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DP_DATABASE_URL", "postgres+asyncpg://user:s3cret@db/dp")
+    with pytest.raises(InvalidSettings) as error:
+        settings.load()
+    assert "s3cret" not in str(error.value)
+    assert "postgres+asyncpg://user:***@db/dp" in str(error.value)
+
+
 def test_the_defaults_are_valid() -> None:
     assert settings.load().listen == "127.0.0.1:50051"
 
@@ -35,6 +43,7 @@ def test_every_broken_setting_is_named_at_once(monkeypatch: pytest.MonkeyPatch) 
         ("postgresql:///dp?host=/tmp&password=s3cret", "postgresql:///dp?host=/tmp&password=***"),
         ("redis://:s3cret@redis:6379/0", "redis://:***@redis:6379/0"),
         ("unix:///tmp/redis", "unix:///tmp/redis"),
+        ("redis://:p@ss@redis/0", "redis://:***@redis/0"),
     ],
 )
 def test_a_shown_url_holds_no_password(url: str, shown: str) -> None:

@@ -256,8 +256,8 @@ class Cause(_message.Message):
     code: Global___Cause.Code.ValueType
     """Which kind."""
     message: _builtins.str
-    """For people. Ended: the reason that the caller gave, as given; may be empty. Waits: who is in the way and
-    since when, and what starts it.
+    """For people. Ended: the reason that the caller gave, as given, may be empty; of a superseded one, by whom.
+    Waits: who is in the way and since when, and what starts it.
     """
     def __init__(
         self,
@@ -375,7 +375,7 @@ class DeploymentStatus(_message.Message):
     triggered_by: _builtins.str
     """Who triggered it, from authentication; empty while the service has none."""
     reason: _builtins.str
-    """The reason given with the trigger; may be empty."""
+    """The reason given with the trigger, or with the rollback that triggered it; may be empty."""
     rollback_of: _builtins.str
     """The deployment whose rollback triggered this one; empty if none did."""
     redeployed_by: _builtins.str
@@ -484,7 +484,7 @@ class CreatePipelineRequest(_message.Message):
     description: _builtins.str
     """Up to 4 KiB, several lines allowed."""
     max_pending: _builtins.int
-    """How many deployments may wait, 0 to 10000. Absent: 100."""
+    """How many deployments may wait, 0 to 1000. Absent: 100."""
     request_id: _builtins.str
     """Makes a repeat of this call harmless: up to 128 bytes, unique within the pipeline."""
     @_builtins.property
@@ -1111,7 +1111,7 @@ class PipelineState(_message.Message):
 
     @_builtins.property
     def queue(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeploymentStatus]:
-        """What waits, the next to start first: 1000 at most, and 3 MiB."""
+        """What waits, the next to start first; 3 MiB at most."""
 
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageState]:
@@ -1335,7 +1335,7 @@ class Event(_message.Message):
     actor: _builtins.str
     """Who did it, from authentication; empty while the service has none."""
     reason: _builtins.str
-    """The reason that the caller gave; may be empty."""
+    """The reason that the caller gave, may be empty; of a SUPERSEDE, by whom."""
     request_id: _builtins.str
     """The caller's request_id; empty if none was sent."""
     @_builtins.property

@@ -83,6 +83,8 @@ class Deployments:
                 about_us = isinstance(refusal, RequestIdReused | OutcomeUnknown)
                 as_theirs = on_busy == "REJECT" and not about_us and deadline.remaining() > 0
                 this.fail(refusal, shared=as_theirs)
+            except Exception as error:  # a bug: its caller must hear of it, in turn or out of it
+                this.fail(error, shared=False)
             if active:
                 await self._guard.fill(passage, active, id)
             elif passage.t0_ms is not None:

@@ -12,6 +12,7 @@ from deployment_pipeline.model import Change, Deployment, Judged, Pipeline
 from deployment_pipeline.rules import DEFAULT_MAX_PENDING, MAX_PENDING, Rules
 from deployment_pipeline.store import Store
 
+UPDATABLE = ("stages", "description", "labels", "max_pending")
 _MAX_REVISION = 2**63 - 1
 
 
@@ -53,12 +54,19 @@ class Pipelines:
         return _pipeline(_checked(judged, name, request_id))
 
     async def update(
-        self, name: str, changes: Mapping[str, Any], expected_revision: int, request_id: str
+        self,
+        name: str,
+        changes: Mapping[str, Any],
+        unknown: Sequence[str],
+        expected_revision: int,
+        request_id: str,
     ) -> Change[Pipeline]:
-        """changes: new values for any of stages, description, labels, max_pending."""
+        """changes: new values for any of UPDATABLE. unknown: what else the caller wants to change."""
         rules = Rules()
         rules.name("name", name)
-        if not changes:
+        if unknown:
+            rules.broken("update_mask", f"may name {', '.join(UPDATABLE)} or *; not {unknown[0]!r}")
+        elif not changes:
             rules.broken("update_mask", "names no field to change, and none is given")
         if "stages" in changes:
             rules.stages("stages", changes["stages"])

@@ -6,6 +6,7 @@ from deployment_pipeline.errors import DeploymentNotFound, PipelineNotFound
 from deployment_pipeline.model import Deployment, HistoryFilter, LoggedEvent, Page, Pipeline, PipelineState
 from deployment_pipeline.page_token import PageTokens
 from deployment_pipeline.rules import MAX_PAGE, Rules
+from deployment_pipeline.states import Status
 from deployment_pipeline.store import Store
 
 _MAX_NUMBER = 2**63 - 1
@@ -58,6 +59,7 @@ class Records:
         for field in ("reached_stage", "completed_stage"):
             if stage := getattr(where, field):
                 rules.name(field, stage)
+        rules.listed("statuses", where.statuses, list(Status))
         tokens = PageTokens(self._page_token_key, "history", pipeline, where)
         before = tokens.load(rules, token)
         rules.check()

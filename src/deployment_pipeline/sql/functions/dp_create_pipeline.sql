@@ -21,9 +21,10 @@ BEGIN
             RETURN NEXT;
             RETURN;
         END IF;
-        SELECT * INTO pipeline FROM dp_pipelines WHERE name = p_name;
     END IF;
 
+    -- Under the row's lock, a repeat is as durable as the first one was.
+    SELECT * INTO pipeline FROM dp_row_lock(p_name, p_wait_ms);
     SELECT * INTO v_event FROM dp_events WHERE pipeline_name = p_name AND request_id = p_request_id;
     outcome := CASE
         WHEN v_event.request_digest IS DISTINCT FROM p_digest AND v_event.request_id IS NOT NULL

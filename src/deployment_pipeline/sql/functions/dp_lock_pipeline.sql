@@ -17,7 +17,7 @@ BEGIN
             THEN 'REQUEST_ID_REUSED'
         WHEN v_event.request_id IS NOT NULL THEN 'REPLAYED'
         WHEN p_expires_at <= v_at THEN 'EXPIRY_PASSED'
-        WHEN NOT dp_is_locked(pipeline) THEN 'OK'
+        WHEN NOT dp_is_locked(pipeline, v_at) THEN 'OK'
         WHEN (pipeline.lock_reason, pipeline.lock_owner, pipeline.lock_expires_at)
             IS NOT DISTINCT FROM (p_reason, p_owner, p_expires_at) THEN 'REPLAYED'
         ELSE 'PIPELINE_LOCKED' END;

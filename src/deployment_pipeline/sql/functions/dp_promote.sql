@@ -7,7 +7,7 @@ BEGIN
     -- No SKIP LOCKED: the head is the oldest one, whoever looks at it.
     SELECT d.* INTO v_head
     FROM dp_pipelines p JOIN dp_deployments d ON d.pipeline_name = p.name AND d.status = 'PENDING'
-    WHERE p.name = p_pipeline AND NOT dp_is_locked(p)
+    WHERE p.name = p_pipeline AND NOT dp_is_locked(p, p_at)
     ORDER BY d.seq LIMIT 1;
     IF FOUND THEN
         UPDATE dp_deployments SET

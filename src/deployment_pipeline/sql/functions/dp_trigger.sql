@@ -19,8 +19,8 @@ BEGIN
     FOR v_look IN 1..2 LOOP
         IF v_look = 2 THEN
             PERFORM dp_row_lock(p_pipeline, p_wait_ms);
-            v_at := clock_timestamp();
         END IF;
+        v_at := clock_timestamp();
 
         SELECT p, e.request_id, e.request_digest, e.deployment_id, active
         INTO v_found
@@ -34,6 +34,8 @@ BEGIN
         IF v_found.request_id IS NOT NULL THEN
             outcome := 'REQUEST_ID_REUSED';
             IF v_found.request_digest IS NOT DISTINCT FROM p_digest THEN
+                -- Said under the lock only: its commit waits for a standby as the first one's did.
+                CONTINUE WHEN v_look = 1;
                 outcome := 'REPLAYED';
                 SELECT * INTO deployment FROM dp_deployments WHERE id = v_found.deployment_id;
                 waiting := dp_waiting_for(p_pipeline, deployment.seq);
@@ -51,7 +53,7 @@ BEGIN
         outcome := CASE
             WHEN pipeline.name IS NULL THEN 'PIPELINE_NOT_FOUND'
             WHEN v_busy AND p_on_busy = 'REJECT' THEN 'PIPELINE_BUSY'
-            WHEN dp_is_locked(pipeline) THEN 'PIPELINE_LOCKED'
+            WHEN dp_is_locked(pipeline, v_at) THEN 'PIPELINE_LOCKED'
             WHEN NOT v_busy THEN 'OK'
             WHEN p_on_busy = 'QUEUE' AND v_pending >= pipeline.max_pending THEN 'QUEUE_FULL'
             WHEN pipeline.max_pending = 0 THEN 'QUEUE_FULL'

@@ -14,15 +14,15 @@ BEGIN
     v_resumes := p_start_next
         AND NOT EXISTS (SELECT FROM dp_deployments WHERE pipeline_name = p_name AND status = 'IN_PROGRESS')
         AND EXISTS (SELECT FROM dp_deployments WHERE pipeline_name = p_name AND status = 'PENDING');
+    v_at := clock_timestamp();
     outcome := CASE
         WHEN pipeline.name IS NULL THEN 'PIPELINE_NOT_FOUND'
         WHEN v_event.request_id IS NOT NULL AND v_event.request_digest IS DISTINCT FROM p_digest
             THEN 'REQUEST_ID_REUSED'
         WHEN v_event.request_id IS NOT NULL THEN 'REPLAYED'
-        WHEN dp_is_locked(pipeline) OR v_resumes THEN 'OK'
+        WHEN dp_is_locked(pipeline, v_at) OR v_resumes THEN 'OK'
         ELSE 'PIPELINE_NOT_LOCKED' END;
     IF outcome = 'OK' THEN
-        v_at := clock_timestamp();
         UPDATE dp_pipelines SET
             lock_reason = NULL, lock_owner = NULL, locked_at = NULL, lock_expires_at = NULL
         WHERE name = p_name RETURNING * INTO pipeline;

@@ -46,6 +46,9 @@ CREATE INDEX dp_events_deployment ON dp_events (deployment_id, event_no);
 CREATE INDEX dp_events_stage_completed ON dp_events (pipeline_name, stage, event_no)
     WHERE type IN ('ADVANCE', 'COMPLETE');
 
+-- What was installed, to be taken away when a release has it no more.
+ALTER TABLE dp_installation ADD COLUMN functions text[] NOT NULL DEFAULT '{}';
+
 -- What a PENDING deployment waits for; a result type of the functions.
 CREATE TYPE dp_waiting AS (
     queue_position integer, -- 1 for the next to start

@@ -1,0 +1,41 @@
+"""What no caller can provoke: a bug in the store."""
+
+import asyncio
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from deployment_pipeline.engine.changes import Changes
+from deployment_pipeline.engine.deployments import Deployments
+from deployment_pipeline.guard import Lease, Passage
+
+
+class Broken:
+    """A store with a bug, and a guard whose lease stands or not."""
+
+    def __init__(self, lease: Lease | None) -> None:
+        self.lease = lease
+
+    async def trigger(self, *_: Any) -> None:
+        raise ZeroDivisionError
+
+    async def gate(self, *_: Any) -> Passage:
+        return Passage(1, self.lease)
+
+    async def release(self, *_: Any) -> None:
+        pass
+
+
+LEASE = Lease(1, uuid.uuid4(), 1, datetime.now(UTC), "a", "1")
+
+
+# With a lease and without a request_id, the store is not asked.
+@pytest.mark.parametrize(("lease", "request_id"), [(None, ""), (None, "r"), (LEASE, "r")])
+async def test_l4_a_bug_reaches_its_caller(lease: Lease | None, request_id: str) -> None:
+    broken: Any = Broken(lease)
+    deployments = Deployments(broken, broken, Changes())
+    with pytest.raises(ZeroDivisionError):
+        async with asyncio.timeout(5):
+            await deployments.trigger("shop", "1", "REJECT", {}, "", request_id)
