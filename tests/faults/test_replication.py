@@ -14,6 +14,7 @@ from support.replication import Postgres
 from support.stores import scratch_folder
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("how", ["cancel", "terminate"])
 async def test_d1_a_commit_whose_wait_for_the_standby_is_cut_short_is_no_ok(
     settings: Settings, how: str
