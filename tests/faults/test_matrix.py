@@ -33,6 +33,8 @@ async def test_s_d_o_i_l_hold_under(fault: Fault, seed: int, shared_rig: Rig) ->
         work = shared_rig.work(pipelines, rng, **fault.callers(rng))
         _, reached = await asyncio.gather(work, fault.inject(shared_rig, rng))
         shared_rig.heal()
+        if fault.struck:
+            reached = sum(map(fault.struck, shared_rig.history.records[before:]))
         try:
             await shared_rig.recover(pipelines)
             shared_rig.check(pipelines, redis_sound=fault.redis_sound)

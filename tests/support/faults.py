@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from grpc import StatusCode
+
+from support.history import Record
 from support.postgres_faults import (
     backends_terminated,
     postgres_answers_lost,
@@ -44,10 +47,12 @@ class Fault:
     quick: bool = False
     # How the callers behave: arguments of Rig.work, made from a random generator.
     callers: Callable[[random.Random], dict[str, Any]] = lambda rng: {}
+    # Where the callers are the fault: which calls it struck.
+    struck: Callable[[Record], bool] | None = None
 
 
 async def none(rig: Rig, rng: random.Random) -> int:
-    return 1
+    return 0
 
 
 async def at(point: str, action: str, rig: Rig, rng: random.Random) -> int:
@@ -90,6 +95,18 @@ async def replica_killed(rig: Rig, rng: random.Random) -> int:
 # The callers
 
 
+def answered(record: Record) -> bool:
+    return record.answer is not None
+
+
+def out_of_time(record: Record) -> bool:
+    return record.refused is not None and record.refused.code is StatusCode.DEADLINE_EXCEEDED
+
+
+def replayed(record: Record) -> bool:
+    return record.answer is not None and record.answer.replayed
+
+
 def impatient(rng: random.Random) -> dict[str, Any]:
     return {"timeout": lambda: rng.uniform(0.001, 0.1)}
 
@@ -118,7 +135,7 @@ KILLED_AT = [
 ]
 
 FAULTS = [
-    Fault("no fault", none, quick=True),
+    Fault("no fault", none, quick=True, struck=answered),
     *(
         # A dead process's end may be without a tombstone, though its commit stands.
         Fault(f"service killed at {point}", partial(at, point, "kill"), quick=quick)
@@ -146,7 +163,7 @@ FAULTS = [
     Fault("a stranger holds the rows", rows_locked),
     Fault("postgres standby promoted", standby_promoted),
     Fault("redis failover that loses writes", redis_failover, redis_sound=False),
-    Fault("deadlines of 1 to 100 ms", none, callers=impatient),
-    Fault("changes sent 2 to 5 times at once", none, callers=repeating, quick=True),
+    Fault("deadlines of 1 to 100 ms", none, callers=impatient, struck=out_of_time),
+    Fault("changes sent 2 to 5 times at once", none, callers=repeating, quick=True, struck=replayed),
     Fault("a mesh that retries, and a replica killed", replica_killed, callers=meshed),
 ]
