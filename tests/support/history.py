@@ -123,10 +123,13 @@ def _calls(records: Iterable[Record], stored: dict[str, tuple[int, UUID | None]]
     for record in records:
         key = record.op.request_id or f"version {record.version}"
         number, id = stored.get(key, (None, None))
-        # The id of a trigger without a request_id is the server's.
+        # The id of a trigger without a request_id is the server's, and so is what it is recognised by.
         anonymous = record.op.method == "TriggerDeployment" and not record.op.id
-        op = Op(record.op.method, str(id)) if anonymous else record.op
+        op = Op(record.op.method, str(id), key) if anonymous else record.op
         if record.answer is not None:
+            if record.answer.replayed:
+                # Perhaps the service's own repeat: the first one took effect, and things have gone on since.
+                yield Call(op, record.start, record.end, None, number)
             yield Call(op, record.start, record.end, response_of(record.answer), number)
         elif record.unknown:
             if number is not None:
