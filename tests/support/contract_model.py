@@ -61,25 +61,28 @@ def snapshot(deployment: Deployment) -> Response:
 
 def apply(state: State, op: Op) -> tuple[State, Response]:
     """What the contract says to a call in this state: the state after it, and the answer."""
+    done = dict(state.done)
+    if op.request_id in done:
+        known = state.find(done[op.request_id])
+        return state, snapshot(known) if known else ("OK",)
+    response: Response
     match op.method:
-        case "LockPipeline":
-            if state.locked:
-                return state, ("OK",)  # the same lock stands
-            return state._replace(locked=True), ("OK",)
-        case "UnlockPipeline":
-            unlocked = state._replace(locked=False)
-            after = unlocked.promoted() if op.start_next else unlocked
-            if not state.locked and after == state:
-                return state, ("PIPELINE_NOT_LOCKED",)
-            return after, ("OK",)
         case "GetDeploymentStatus":
             found = state.find(op.id)
             return state, snapshot(found) if found else ("DEPLOYMENT_NOT_FOUND",)
-    repeated = next((id for request_id, id in state.done if request_id == op.request_id), None)
-    if op.request_id and repeated:
-        known = state.find(repeated)
-        return state, snapshot(known) if known else ("?",)
-    after, response = _trigger(state, op) if op.method == "TriggerDeployment" else _change(state, op)
+        case "LockPipeline":
+            if state.locked:
+                return state, ("OK",)  # the same lock stands: nothing is written
+            after, response = state._replace(locked=True), ("OK",)
+        case "UnlockPipeline":
+            unlocked = state._replace(locked=False)
+            after, response = (unlocked.promoted() if op.start_next else unlocked), ("OK",)
+            if not state.locked and after == state:
+                return state, ("PIPELINE_NOT_LOCKED",)
+        case "TriggerDeployment":
+            after, response = _trigger(state, op)
+        case _:
+            after, response = _change(state, op)
     if response[0] == "OK" and op.request_id:
         after = after._replace(done=after.done | {(op.request_id, op.id)})
     return after, response

@@ -50,6 +50,7 @@ class Rig:
     servers: list[FaultyServer]
     clients: list[Client] = field(default_factory=list)
     channels: list[grpc.aio.Channel] = field(default_factory=list)
+    left_channels: list[grpc.aio.Channel] = field(default_factory=list)
     history: History = field(default_factory=History)
 
     @property
@@ -75,8 +76,8 @@ class Rig:
             path.unlink(missing_ok=True)
 
     async def connect(self) -> None:
-        for channel in self.channels:
-            await channel.close()
+        # Closing the old ones would cancel the calls that are under way on them.
+        self.left_channels += self.channels
         options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 100)]
         self.channels = [grpc.aio.insecure_channel(s.address, options=options) for s in self.servers]
         self.clients = [TypedClient(channel) for channel in self.channels]
@@ -276,7 +277,7 @@ async def rig(settings: dict[str, str] | None = None) -> AsyncIterator[Rig]:
             await made.connect()
             yield made
         finally:
-            for channel in made.channels:
+            for channel in [*made.channels, *made.left_channels]:
                 await channel.close()
             made.heal()
             for server in servers:
