@@ -13,7 +13,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     v_found record;
     v_busy boolean;
-    v_pending bigint;
+    v_promoted integer := 0;
     v_at timestamptz;
 BEGIN
     FOR v_look IN 1..2 LOOP
@@ -22,7 +22,11 @@ BEGIN
         END IF;
         v_at := clock_timestamp();
 
-        SELECT p, e.request_id, e.request_digest, e.deployment_id, active
+        -- One statement, one snapshot: a repeat never meets its own deployment as the obstacle.
+        SELECT p, e.request_id, e.request_digest, e.deployment_id, active,
+               CASE p_on_busy WHEN 'QUEUE' THEN (
+                   SELECT count(*) FROM dp_deployments
+                   WHERE pipeline_name = p_pipeline AND status = 'PENDING') END AS pending
         INTO v_found
         FROM dp_pipelines p
         LEFT JOIN dp_events e ON e.pipeline_name = p.name AND e.request_id = p_request_id
@@ -47,15 +51,15 @@ BEGIN
         -- A line that nobody resumed after a lock starts now: this trigger does not overtake it.
         IF v_look = 2 AND deployment.id IS NULL THEN
             deployment := dp_promote(p_pipeline, v_at);
+            v_promoted := (deployment.id IS NOT NULL)::integer;
         END IF;
         v_busy := deployment.id IS NOT NULL;
-        v_pending := (SELECT count(*) FROM dp_deployments WHERE pipeline_name = p_pipeline AND status = 'PENDING');
         outcome := CASE
             WHEN pipeline.name IS NULL THEN 'PIPELINE_NOT_FOUND'
             WHEN v_busy AND p_on_busy = 'REJECT' THEN 'PIPELINE_BUSY'
             WHEN dp_is_locked(pipeline, v_at) THEN 'PIPELINE_LOCKED'
             WHEN NOT v_busy THEN 'OK'
-            WHEN p_on_busy = 'QUEUE' AND v_pending >= pipeline.max_pending THEN 'QUEUE_FULL'
+            WHEN p_on_busy = 'QUEUE' AND v_found.pending - v_promoted >= pipeline.max_pending THEN 'QUEUE_FULL'
             WHEN pipeline.max_pending = 0 THEN 'QUEUE_FULL'
             ELSE 'OK' END;
         IF outcome <> 'OK' THEN
