@@ -20,7 +20,7 @@ from deployment_pipeline.embedded import Redis
 from deployment_pipeline.migrate import migrate
 from support.clients import Answer, Client, Refused, TypedClient
 from support.contract_model import MAX_PENDING, Op
-from support.history import STAGE_NAMES, History, Record, rollback_op, trigger_op
+from support.history import STAGE_NAMES, History, rollback_op, trigger_op
 from support.proxy import Proxy, postgres_proxy, redis_proxy
 from support.replication import Postgres
 from support.servers import Server
@@ -183,9 +183,6 @@ class Rig:
         with self.sql as sql:
             for pipeline in pipelines:
                 self.history.check(sql, pipeline, LEASE_MS / 1000, redis_sound=redis_sound)
-
-    def outcomes(self) -> list[Record]:
-        return self.history.records
 
 
 class Mesh(Client):
