@@ -100,12 +100,12 @@ def explore(protocol: Lease, triggers: int) -> tuple[int, set[str]]:
     seen, stack, broken = {start}, [start], set()
     while stack:
         world = stack.pop()
+        # Whoever came to the gate now.
+        broken |= _false_refusal(world, protocol.gate(world.redis, ORPHAN)[1])
         if _stuck(protocol, world):
             broken.add("L1")
-        for following, violation in _successors(protocol, world):
-            if violation:
-                broken.add(violation)
-            elif (same := _canonical(following)) not in seen:
+        for following in _successors(protocol, world):
+            if (same := _canonical(following)) not in seen:
                 seen.add(same)
                 stack.append(same)
     return len(seen), broken
@@ -131,7 +131,7 @@ def _stuck(protocol: Lease, world: World) -> bool:
         return False
     for _ in range(T_C):
         world = _tick(world)
-    return protocol.gate(world.redis, -99)[1] != 0
+    return protocol.gate(world.redis, ORPHAN)[1] != 0
 
 
 def _tick(world: World) -> World:
@@ -155,18 +155,18 @@ def _tick(world: World) -> World:
     )
 
 
-def _successors(protocol: Lease, world: World) -> Iterator[tuple[World, str]]:
-    """What may happen next, and the promise that it breaks."""
-    yield _tick(world), ""
+def _successors(protocol: Lease, world: World) -> Iterator[World]:
+    """What may happen next."""
+    yield _tick(world)
     if not world.flushed:
-        yield world._replace(redis=Redis(), flushed=True), ""
+        yield world._replace(redis=Redis(), flushed=True)
     for i, worker in enumerate(world.workers):
         match worker.step:
             case "gate":
                 yield _gate(protocol, world, i)
             case "postgres":
-                yield _put(world, i, OVER), ""  # a crash
-                yield _postgres(world, i), ""
+                yield _put(world, i, OVER)  # a crash
+                yield _postgres(world, i)
             case "after":
                 yield from _after(protocol, world, i)
 
@@ -177,12 +177,10 @@ def _put(world: World, i: int, worker: Worker) -> World:
     return world._replace(workers=(*world.workers[:i], worker, *world.workers[i + 1 :]))
 
 
-def _gate(protocol: Lease, world: World, i: int) -> tuple[World, str]:
+def _gate(protocol: Lease, world: World, i: int) -> World:
     redis, refused_by = protocol.gate(world.redis, -1 - i)
-    world = world._replace(redis=redis)
-    if refused_by:
-        return _put(world, i, OVER), _false_refusal(world, refused_by)
-    return _put(world, i, Worker("postgres", t0=0)), ""
+    passed = OVER if refused_by else Worker("postgres", t0=0)
+    return _put(world._replace(redis=redis), i, passed)
 
 
 def _postgres(world: World, i: int) -> World:
@@ -194,29 +192,31 @@ def _postgres(world: World, i: int) -> World:
     return _put(world._replace(active=seq, ended=(*world.ended, 1)), i, started)
 
 
-def _after(protocol: Lease, world: World, i: int) -> Iterator[tuple[World, str]]:
+def _after(protocol: Lease, world: World, i: int) -> Iterator[World]:
     worker = world.workers[i]
     if worker.saw:
         redis = protocol.fill(world.redis, -1 - i, worker.saw, worker.t0)
         filled = worker._replace(saw=0, t0=0)
-        yield _put(world._replace(redis=redis), i, filled), ""
-        yield _put(world, i, filled), ""  # a crash before the fill
+        yield _put(world._replace(redis=redis), i, filled)
+        yield _put(world, i, filled)  # a crash before the fill
     if worker.end == "" and world.active == worker.started:
         ended = (*world.ended[: worker.started - 1], 0, *world.ended[worker.started :])
         committed = world._replace(active=0, ended=ended)
-        yield _put(committed, i, worker._replace(end="committed")), ""
+        yield _put(committed, i, worker._replace(end="committed"))
     if worker.end == "committed":
         over = worker._replace(end="over")
-        yield _put(world, i, over), ""  # a crash after the commit
+        yield _put(world, i, over)  # a crash after the commit
         redis = protocol.end(world.redis, worker.started)
         acknowledged = world.acknowledged | {worker.started}
-        yield _put(world._replace(redis=redis, acknowledged=acknowledged), i, over), ""
+        yield _put(world._replace(redis=redis, acknowledged=acknowledged), i, over)
 
 
-def _false_refusal(world: World, refused_by: int) -> str:
-    """Which promise a refusal because of this seq breaks; none if it is true."""
+def _false_refusal(world: World, refused_by: int) -> set[str]:
+    """The promise that a refusal because of this seq breaks; none if it is true, or if 0 refused."""
+    if not refused_by:
+        return set()
     if refused_by < 0 or world.ended[refused_by - 1] == LONG_AGO:
-        return "S2"  # a reservation was never active; this one not within T_c
+        return {"S2"}  # a reservation was never active; this one not within T_c
     if refused_by in world.acknowledged and not world.flushed:
-        return "S3"
-    return ""
+        return {"S3"}
+    return set()
