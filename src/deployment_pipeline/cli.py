@@ -32,6 +32,9 @@ Ctrl-C stops it.
 """
 
 
+MAX_WORKERS = 64
+
+
 class Unusable(Exception):
     """The text is for the person at the terminal; exit code 2."""
 
@@ -39,12 +42,19 @@ class Unusable(Exception):
 def main() -> None:
     parser = argparse.ArgumentParser(prog="deployment-pipeline", description=__doc__)
     parser.add_argument("--version", action="version", version=version("deployment-pipeline"))
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="migrate the database, then serve until SIGTERM or Ctrl-C")
     serve.add_argument(
         "--embedded",
         action="store_true",
         help="start a private Postgres and Redis for those that are not set; for a first try only",
+    )
+    serve.add_argument(
+        "--workers",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="processes that share the port, each with its own DP_POOL_SIZE connections (default 1)",
     )
     commands.add_parser("migrate", help="bring the database to this release's schema")
     health = commands.add_parser("healthcheck", help="exit with 0 if the server on DP_LISTEN serves")
@@ -52,12 +62,19 @@ def main() -> None:
         "--service", default="readiness", help="readiness (default), liveness, or a service's name"
     )
     commands.add_parser("config", help="print the settings in effect, without secrets")
+    worker = commands.add_parser("worker")  # what `serve --workers` starts
+    worker.add_argument("number", type=int)
+    worker.add_argument("lifeline", type=int)
     arguments = parser.parse_args()
+    # gRPC's own lines are no JSON; what matters of them is in statuses and in our log.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         chosen = settings.load()
         match arguments.command:
             case "serve":
-                _serve(chosen, arguments.embedded)
+                _serve(chosen, arguments.embedded, arguments.workers)
+            case "worker":
+                _worker(chosen, arguments.number, arguments.lifeline)
             case "migrate":
                 _migrate(chosen)
                 print("the database has this release's schema")
@@ -73,6 +90,13 @@ def main() -> None:
         sys.exit(128 + signal.SIGINT)
 
 
+def _count(text: str) -> int:
+    """Raises ValueError, from which argparse makes its message."""
+    if not 1 <= int(text) <= MAX_WORKERS:
+        raise argparse.ArgumentTypeError(f"must be 1 to {MAX_WORKERS}, not {text}")
+    return int(text)
+
+
 def _report(problem: str) -> int:
     print(f"deployment-pipeline: {problem}", file=sys.stderr)
     return 2
@@ -82,11 +106,8 @@ def _report(problem: str) -> int:
 # ruff: noqa: PLC0415
 
 
-def _serve(chosen: Settings, embedded: bool) -> None:
-    # gRPC's own lines are no JSON; what matters of them is in statuses and in our log.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from deployment_pipeline import logs, server
-    from deployment_pipeline.errors import StoreUnavailable
+def _serve(chosen: Settings, embedded: bool, count: int) -> None:
+    from deployment_pipeline import logs, server, workers
 
     # Until the event loop takes them over, these end the process as Ctrl-C does: stores are stopped.
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -95,12 +116,41 @@ def _serve(chosen: Settings, embedded: bool) -> None:
     with _embedded_stores(chosen) if embedded else contextlib.nullcontext(chosen) as complete:
         _need(complete, "database_url", "redis_url")
         _migrate(complete)
-        try:
-            _run(server.serve(complete, lambda port: _announce(complete, port, embedded)))
-        except StoreUnavailable:
-            raise Unusable("Postgres does not answer at DP_DATABASE_URL") from None
-        except server.CannotListen as error:
-            raise Unusable(str(error)) from None
+
+        def ready(port: int) -> None:
+            _announce(complete, port, embedded)
+
+        with _said():
+            if count == 1:
+                _run(server.serve(complete, ready))
+            else:
+                environment = {**os.environ, **settings.environment(complete)}
+                _run(workers.supervise(count, complete.listen, environment, ready))
+
+
+def _worker(chosen: Settings, number: int, lifeline: int) -> None:
+    from deployment_pipeline import logs, server
+
+    logs.configure(chosen.log_level, worker=number)
+    with _said():
+        _run(server.serve(chosen, lambda _: os.write(lifeline, b"."), lifeline))
+
+
+@contextlib.contextmanager
+def _said() -> Iterator[None]:
+    """What keeps a server from serving, as a text for the person at the terminal."""
+    from deployment_pipeline.errors import StoreUnavailable
+    from deployment_pipeline.listening import CannotListen
+    from deployment_pipeline.workers import CannotStart
+
+    try:
+        yield
+    except StoreUnavailable:
+        raise Unusable("Postgres does not answer at DP_DATABASE_URL") from None
+    except CannotListen as error:
+        raise Unusable(str(error)) from None
+    except CannotStart:
+        raise Unusable("a worker did not start") from None
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:

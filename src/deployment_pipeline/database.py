@@ -2,19 +2,23 @@
 
 import asyncio
 import contextlib
+import functools
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import errors as pg
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.types.json import JsonbDumper
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
 from deployment_pipeline import deadline
 from deployment_pipeline.errors import OutcomeUnknown, Overloaded, StoreUnavailable
+from deployment_pipeline.gathering import Gathering
 from deployment_pipeline.identity import RequestKey
+from deployment_pipeline.statement import Row, Statement, batch
 
 CONNECT_SECONDS = 2
 OPEN_SECONDS = 15
@@ -56,14 +60,13 @@ _TCP = {
     "tcp_user_timeout": 5000,
 }
 
-Row: TypeAlias = tuple[Any, ...]
-
 
 class Connection(psycopg.AsyncConnection[Row]):
     """One that knows its age, and whether a commit was left unreplicated."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.adapters.register_dumper(dict, JsonbDumper)
         self.opened_at = time.monotonic()
         self.not_replicated = False
         self.add_notice_handler(self._notice)
@@ -81,11 +84,23 @@ class _Lost(Exception):
         self.executed = executed
 
 
+class _NotReplicated(Exception):
+    """It was committed here, and nowhere else for sure."""
+
+
+class _Question(NamedTuple):
+    """A call's part of a batch."""
+
+    values: Sequence[Any]
+    ends_at: float  # until when its caller waits, on the monotonic clock
+
+
 class Database:
     """A pool of connections in autocommit. Whoever opens it closes it."""
 
-    def __init__(self, url: str, pool_size: int) -> None:
-        self._size = pool_size
+    def __init__(self, url: str, pool_size: int, max_batch: int) -> None:
+        self._max_batch = max_batch
+        self._gatherings: dict[Statement, Gathering[_Question, list[Row] | None]] = {}
         self._in_use = 0
         # Postgres was away for MAX_WAIT_SECONDS: until a probe finds it back, calls are refused at once.
         self._away = False
@@ -116,46 +131,38 @@ class Database:
     async def close(self) -> None:
         await self._pool.close(CLOSE_SECONDS)
 
-    async def change(self, query: bytes, values: Sequence[Any], key: RequestKey, subject: str) -> Row:
+    async def change(self, statement: Statement, values: Sequence[Any], key: RequestKey, subject: str) -> Row:
         """Call a function. Repeats once, with the same ids, if the connection breaks: the function finds
         its own work, or does it. Raises OutcomeUnknown, StoreUnavailable or Overloaded."""
-
-        async def call() -> Row:
-            async with self._connection() as connection:
-                wait_ms = int(deadline.remaining() * 1000)
-                connection.not_replicated = False
-                [row] = await self._execute(connection, query, (*values, key.id, key.digest, wait_ms))
-                if connection.not_replicated:
-                    raise unknown
+        asked = (*values, key.id, key.digest)
+        executed = False
+        try:
+            try:
+                [row] = await self._ask(statement, asked)
                 return row
-
-        unknown = OutcomeUnknown(subject, key.id if key.digest else "")
-        try:
-            return await call()
-        except _Lost as lost:
-            executed = lost.executed
-        try:
-            row = await call()
+            except _Lost as lost:
+                executed = lost.executed
+            [row] = await self._alone(statement, asked)
             # A refusal now does not tell whether the first one is still on its way.
             if row[0] in MADE or not executed:
                 return row
         except _Lost as lost:
             executed |= lost.executed
+        except _NotReplicated:
+            executed = True
         except (StoreUnavailable, Overloaded):
             if not executed:
                 raise
         if executed:
-            raise unknown
+            raise OutcomeUnknown(subject, key.id if key.digest else "")
         raise StoreUnavailable
 
-    async def read(self, query: bytes, values: Sequence[Any] | Mapping[str, Any]) -> list[Row]:
+    async def read(self, statement: Statement, values: Sequence[Any] = ()) -> list[Row]:
         """Repeats once if the connection breaks. Raises StoreUnavailable or Overloaded."""
         with contextlib.suppress(_Lost):
-            async with self._connection() as connection:
-                return await self._execute(connection, query, values)
+            return await self._ask(statement, values)
         try:
-            async with self._connection() as connection:
-                return await self._execute(connection, query, values)
+            return await self._alone(statement, values)
         except _Lost as lost:
             raise StoreUnavailable from lost
 
@@ -164,9 +171,53 @@ class Database:
         waits for it."""
         try:
             async with self._connection(probes=True) as connection:
-                await self._execute(connection, b"SELECT 1", ())
+                await self._execute(connection, b"SELECT 1", (), deadline.remaining())
         except _Lost as lost:
             raise StoreUnavailable from lost
+
+    async def _ask(self, statement: Statement, values: Sequence[Any]) -> list[Row]:
+        """Together with others who ask the same at this time, if it can be."""
+        if not statement.many or self._max_batch == 1:
+            return await self._alone(statement, values)
+        if statement not in self._gatherings:
+            send = functools.partial(self._together, statement)
+            self._gatherings[statement] = Gathering(send, self._max_batch)
+        rows = await self._gatherings[statement].ask(_Question(values, deadline.ends_at()))
+        return await self._alone(statement, values) if rows is None else rows
+
+    async def _alone(self, statement: Statement, values: Sequence[Any]) -> list[Row]:
+        async with self._connection() as connection:
+            left = deadline.remaining()
+            wait_ms = (max(1, int(left * 1000)),) if statement.waits else ()
+            return await self._execute(connection, statement.one, (*values, *wait_ms), left)
+
+    async def _together(
+        self, statement: Statement, questions: Sequence[_Question]
+    ) -> Sequence[list[Row] | Exception | None]:
+        """None: it must be asked alone."""
+        # This task belongs to no call: it may wait as long as the most patient one.
+        deadline.start(max(question.ends_at for question in questions) - time.monotonic())
+        if len(questions) == 1:
+            return [await self._alone(statement, questions[0].values)]
+        no_wait = (0,) if statement.waits else ()
+        async with self._connection() as connection:
+            now = time.monotonic()
+            timely = [(*question.values, *no_wait) for question in questions if question.ends_at > now]
+            if not timely:
+                raise Overloaded
+            try:
+                rows = await self._execute(connection, statement.many, (batch(timely),), 0)
+            except (StoreUnavailable, psycopg.Error):
+                # The server rolled all of them back, maybe because of one.
+                return [None] * len(questions)
+        found: list[list[Row]] = [[] for _ in timely]
+        for row in rows:
+            found[row[0]].append(row[1:])
+        answers = iter(found)
+        return [
+            statement.answer(next(answers)) if question.ends_at > now else Overloaded()
+            for question in questions
+        ]
 
     @contextlib.asynccontextmanager
     async def _connection(self, *, probes: bool = False) -> AsyncIterator[Connection]:
@@ -192,12 +243,13 @@ class Database:
             raise StoreUnavailable from error
 
     async def _execute(
-        self, connection: Connection, query: bytes, values: Sequence[Any] | Mapping[str, Any]
+        self, connection: Connection, query: bytes, values: Sequence[Any], allowed_seconds: float
     ) -> list[Row]:
-        patience = max(CUT_SECONDS, deadline.remaining() + CUT_AFTER_DEADLINE_SECONDS)
+        patience = max(CUT_SECONDS, allowed_seconds + CUT_AFTER_DEADLINE_SECONDS)
         cut = asyncio.get_running_loop().call_later(patience, _cut, connection)
+        connection.not_replicated = False
         try:
-            return await (await connection.execute(query, values)).fetchall()
+            rows = await (await connection.execute(query, values)).fetchall()
         except pg.UniqueViolation as e:
             if e.diag.constraint_name != ONE_IN_PROGRESS:
                 raise
@@ -221,6 +273,9 @@ class Database:
             raise _Lost(executed=True) from e
         finally:
             cut.cancel()
+        if connection.not_replicated:
+            raise _NotReplicated
+        return rows
 
     async def _replace(self, broken: Connection) -> None:
         """Its idle siblings are likely dead, and a repeat must not meet them. Many calls notice the same

@@ -18,6 +18,11 @@ def start(seconds: float | None) -> None:
     _ends_at.set(time.monotonic() + allowed)
 
 
+def ends_at() -> float:
+    """On the monotonic clock."""
+    return time.monotonic() + remaining()
+
+
 def remaining() -> float:
     """Seconds left, at least 0. Outside a call: LONGEST_CALL_SECONDS."""
     ends_at = _ends_at.get(None)

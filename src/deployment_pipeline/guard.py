@@ -29,18 +29,20 @@ nobody waits for Redis until a probe succeeds.
 """
 
 import asyncio
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import structlog
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError
 
+from deployment_pipeline.gathering import Gathering
 from deployment_pipeline.model import Deployment
 
 BUDGET_SECONDS = 0.05
@@ -79,8 +81,16 @@ local function let_go(id)
 end
 """
 
+
+class _Script:
+    def __init__(self, text: str) -> None:
+        self.text = _PRELUDE + text
+        # Redis names scripts so; nothing is kept secret by it.
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
 # ARGV: my id, T_c, TTL of active. Returns t0 and the lease that refuses, 'RESERVED' or 'VERIFY'.
-_GATE = """
+_GATE = _Script("""
 local now = now_ms()
 local t0 = string.format('%.0f', now)
 local lease, active = read(KEYS[2]), read(KEYS[1])
@@ -91,10 +101,10 @@ if lease and active then
 end
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[3]) then return {t0, 'RESERVED'} end
 return {t0, 'VERIFY'}
-"""
+""")
 
 # ARGV: seq and id of the active one, its lease, t0 + T_c, TTL of active, the id that passed the gate, T_c.
-_FILL = """
+_FILL = _Script("""
 local now, until_ms = now_ms(), tonumber(ARGV[4])
 local newer, ended = newest_seq(read(KEYS[2]))
 if now >= until_ms or newer > tonumber(ARGV[1]) or ended >= tonumber(ARGV[1]) then
@@ -105,12 +115,12 @@ local kept = math.min(redis.call('PTTL', KEYS[2]), tonumber(ARGV[7]))
 redis.call('SET', KEYS[2], ARGV[3], 'PX', string.format('%.0f', math.max(until_ms - now, kept)))
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[5])
 return 1
-"""
+""")
 
 # ARGV: seq and id of the ended one, T_c, TTL of active, the id that took its slot or ''. A late end may
 # throw away the lease of the one that followed, which costs a Postgres statement; what that lease said of
 # those before it is kept.
-_END = """
+_END = _Script("""
 local newer, ended = newest_seq(read(KEYS[2]))
 local over = math.max(tonumber(ARGV[1]), newer - 1, ended)
 redis.call('SET', KEYS[2], string.format('T:%.0f', over), 'PX', ARGV[3])
@@ -122,10 +132,10 @@ if read(KEYS[1]) == ARGV[2] then
     end
 end
 return 1
-"""
+""")
 
 # ARGV: the id that reserved.
-_RELEASE = "let_go(ARGV[1]) return 1"
+_RELEASE = _Script("let_go(ARGV[1]) return 1")
 
 log = structlog.get_logger()
 
@@ -156,6 +166,13 @@ class Lease:
             return None
 
 
+class _Step(NamedTuple):
+    """A script to run."""
+
+    script: _Script
+    keys_and_arguments: Sequence[str | int]
+
+
 @dataclass(frozen=True, slots=True)
 class Passage:
     """What the gate said."""
@@ -167,7 +184,7 @@ class Passage:
 class Guard:
     """The Redis client of one process. `close` ends its connections."""
 
-    def __init__(self, redis_url: str, lease_ms: int) -> None:
+    def __init__(self, redis_url: str, lease_ms: int, max_batch: int) -> None:
         self._lease_ms = lease_ms
         pool = BlockingConnectionPool.from_url(
             redis_url,
@@ -178,9 +195,7 @@ class Guard:
             retry=Retry(NoBackoff(), 0),
         )
         self._redis = Redis.from_pool(pool)
-        self._gate, self._fill, self._end, self._release = (
-            self._redis.register_script(_PRELUDE + script) for script in (_GATE, _FILL, _END, _RELEASE)
-        )
+        self._steps = Gathering(self._send, max_batch)
         self._failures = 0
         self._closed_again_at = 0.0
 
@@ -197,7 +212,7 @@ class Guard:
 
     async def gate(self, pipeline: str, id: UUID) -> Passage:
         """Before a trigger: is it known to be hopeless? If not, reserve the pipeline for this id."""
-        answer = await self._run(self._gate, pipeline, str(id), self._lease_ms, ACTIVE_TTL_MS)
+        answer = await self._run(_GATE, pipeline, str(id), self._lease_ms, ACTIVE_TTL_MS)
         if answer is None:
             return Passage(None)
         t0, verdict = answer
@@ -216,7 +231,7 @@ class Guard:
             active.version,
         )
         await self._run(
-            self._fill,
+            _FILL,
             active.pipeline_name,
             lease.seq,
             str(lease.id),
@@ -230,7 +245,7 @@ class Guard:
     async def end(self, ended: Deployment, started: UUID | None) -> None:
         """After the commit that freed the slot, before its caller gets the answer; `started` took it."""
         await self._run(
-            self._end,
+            _END,
             ended.pipeline_name,
             ended.seq,
             str(ended.id),
@@ -242,10 +257,10 @@ class Guard:
 
     async def release(self, pipeline: str, id: UUID) -> None:
         """A trigger that passed the gate came to nothing: take its reservation back."""
-        await self._run(self._release, pipeline, str(id))
+        await self._run(_RELEASE, pipeline, str(id))
 
     async def _run(
-        self, script: Any, pipeline: str, *args: str | int, always: bool = False
+        self, script: _Script, pipeline: str, *args: str | int, always: bool = False
     ) -> Sequence[bytes] | None:
         """One script; None if Redis is away, slow or broken. always: try it even while the breaker is open,
         for others may see a Redis that we have given up, and must see the tombstone in it."""
@@ -259,10 +274,10 @@ class Guard:
                 budget = OPEN_BUDGET_SECONDS
             else:
                 return None
-        keys = [f"dp:active:{{{pipeline}}}", f"dp:lease:{{{pipeline}}}"]
+        keys = (f"dp:active:{{{pipeline}}}", f"dp:lease:{{{pipeline}}}")
         try:
             async with asyncio.timeout(budget):
-                answer: Sequence[bytes] = await script(keys=keys, args=args)
+                answer: Sequence[bytes] = await self._steps.ask(_Step(script, (*keys, *args)))
         except (RedisError, OSError) as error:
             self._failures += 1
             self._closed_again_at = loop.time() + OPEN_SECONDS
@@ -273,3 +288,21 @@ class Guard:
             log.info("redis is back")
         self._failures = 0
         return answer
+
+    async def _send(self, steps: Sequence[_Step]) -> list[Any]:
+        """All of them in one write; each step's answer or error."""
+        async with asyncio.timeout(BUDGET_SECONDS):
+            answers = await self._pipeline([("EVALSHA", step.script.sha) for step in steps], steps)
+            unknown = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+            if unknown:  # Redis is new: it gets the scripts with the steps that it could not do
+                again = [steps[i] for i in unknown]
+                said = await self._pipeline([("EVAL", step.script.text) for step in again], again)
+                for i, answer in zip(unknown, said, strict=True):
+                    answers[i] = answer
+        return answers
+
+    async def _pipeline(self, commands: Sequence[tuple[str, str]], steps: Sequence[_Step]) -> list[Any]:
+        pipeline = self._redis.pipeline(transaction=False)
+        for command, step in zip(commands, steps, strict=True):
+            pipeline.execute_command(*command, 2, *step.keys_and_arguments)
+        return await pipeline.execute(raise_on_error=False)

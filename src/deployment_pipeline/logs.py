@@ -6,7 +6,9 @@ import sys
 import structlog
 
 
-def configure(level: str) -> None:
+def configure(level: str, **everywhere: object) -> None:
+    """everywhere: what every line says."""
+    structlog.contextvars.bind_contextvars(**everywhere)
     threshold = getattr(logging, level.upper())
     structlog.configure(
         processors=[

@@ -3,14 +3,13 @@
 import asyncio
 import contextlib
 import signal
-import socket
 from collections.abc import AsyncIterator, Callable
 
 import grpc
 import structlog
 from grpc_health.v1 import health_pb2_grpc
 
-from deployment_pipeline import reflection
+from deployment_pipeline import listening, reflection
 from deployment_pipeline.database import Database
 from deployment_pipeline.engine import Engine
 from deployment_pipeline.guard import Guard
@@ -19,6 +18,7 @@ from deployment_pipeline.interceptors import CallInterceptor
 from deployment_pipeline.service import DeploymentPipelineService
 from deployment_pipeline.settings import Settings
 from deployment_pipeline.store import Store
+from deployment_pipeline.workers import STOP_SIGNALS
 from dp.v1 import deployment_pipeline_pb2_grpc as pb_grpc
 
 MAX_MESSAGE_BYTES = 1024 * 1024
@@ -27,8 +27,6 @@ STOP_SECONDS = 11.0
 
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # On by default: a second server would silently share the port.
-    ("grpc.so_reuseport", 0),
     # Callers may ping an idle connection every ten seconds.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -40,35 +38,35 @@ OPTIONS = (
 log = structlog.get_logger()
 
 
-class CannotListen(Exception):
-    """The address cannot be bound."""
-
-
 @contextlib.asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[int]:
+async def running(settings: Settings, *, shares_port: bool = False) -> AsyncIterator[int]:
     """Serve until the context ends. Yields the port. Raises StoreUnavailable, CannotListen.
 
     At the end health says NOT_SERVING while calls are still served, so that clients and balancers go
     elsewhere; then no new ones are taken, and those under way get their answers.
     """
     async with contextlib.AsyncExitStack() as stack:
-        database = Database(settings.database_url, settings.pool_size)
+        database = Database(settings.database_url, settings.pool_size, settings.max_batch)
         await database.open()
         stack.push_async_callback(database.close)
         store = Store(database)
-        guard = Guard(settings.redis_url, settings.lease_ms)
+        guard = Guard(settings.redis_url, settings.lease_ms, settings.max_batch)
         stack.push_async_callback(guard.close)
         await guard.greet()
         engine = Engine(store, guard, await store.page_token_key())
         stack.push_async_callback(engine.close)
         calls = CallInterceptor(SERVICE)
         health = Health()
-        server = grpc.aio.server(interceptors=(calls,), options=OPTIONS)
+        # gRPC shares by default: a second server would silently take half of the calls.
+        options = (*OPTIONS, ("grpc.so_reuseport", int(shares_port)))
+        server = grpc.aio.server(interceptors=(calls,), options=options)
         pb_grpc.add_DeploymentPipelineServicer_to_server(DeploymentPipelineService(engine), server)
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
         if settings.reflection:
             reflection.add(server, SERVICE, "grpc.health.v1.Health")
-        port = _bind(server, settings.listen)
+        if not shares_port:
+            listening.check(settings.listen)
+        port = server.add_insecure_port(settings.listen)
         await health.start()
         await server.start()
         probe = asyncio.create_task(health.keep_ready(store))
@@ -83,29 +81,17 @@ async def running(settings: Settings) -> AsyncIterator[int]:
             await calls.drain()
 
 
-async def serve(settings: Settings, ready: Callable[[int], None]) -> None:
-    """Serve until SIGTERM or SIGINT. `ready` is called with the port once calls are answered."""
+async def serve(settings: Settings, ready: Callable[[int], object], lifeline: int | None = None) -> None:
+    """Serve until SIGTERM or SIGINT. `ready` is called with the port once calls are answered. lifeline: the
+    file descriptor of a worker's, which shares its port and stops when that ends."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
-    async with running(settings) as port:
+    if lifeline is not None:
+        loop.add_reader(lifeline, stop.set)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    async with running(settings, shares_port=lifeline is not None) as port:
         ready(port)
         await stop.wait()
         log.info("stopping")
-
-
-def _bind(server: grpc.aio.Server, listen: str) -> int:
-    host, _, port = listen.rpartition(":")
-    try:
-        # gRPC would not say why it cannot; the socket does.
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            trial.bind(address)
-        return server.add_insecure_port(listen)
-    except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise CannotListen(f"cannot listen on {listen} (DP_LISTEN): {reason}") from error

@@ -55,6 +55,12 @@ class Settings(BaseSettings):
         "", description="Redis (>= 6.2) or Valkey, as redis://HOST:PORT/0 or unix:///path/to/socket"
     )
     pool_size: int = Field(10, ge=1, le=200, description="Postgres connections of this process")
+    max_batch: int = Field(
+        64,
+        ge=1,
+        le=1000,
+        description="how many concurrent calls of a kind may share a round trip to a store; 1: none",
+    )
     lease_ms: int = Field(
         2000,
         ge=100,
@@ -77,6 +83,12 @@ class Settings(BaseSettings):
 def variable(field: str) -> str:
     """The environment variable that sets a field."""
     return f"{PREFIX}{field}".upper()
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The variables that make `load` give these settings."""
+    values = settings.model_dump(mode="json")
+    return {variable(field): str(value) for field, value in values.items()}
 
 
 def load() -> Settings:

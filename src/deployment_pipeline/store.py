@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
-from psycopg.types.json import Jsonb
-
 from deployment_pipeline.database import Database
 from deployment_pipeline.identity import RequestKey
 from deployment_pipeline.model import (
@@ -33,55 +31,73 @@ from deployment_pipeline.rows import (
     to_stage_state,
     waiting_columns,
 )
+from deployment_pipeline.statement import Statement
 
 
-def _call(function: str, arguments: int, *columns: str) -> bytes:
-    placeholders = ", ".join(["%s"] * arguments)
-    return f"SELECT outcome, {', '.join(columns)} FROM {function}({placeholders})".encode()
+def _call(function: str, arguments: int, *columns: str) -> str:
+    """arguments: beside request_id, digest and for how long to wait, which every function takes."""
+    placeholders = ", ".join(["%s"] * (arguments + 3))
+    return f"SELECT outcome, {', '.join(columns)} FROM {function}({placeholders})"
+
+
+def _change(function: str, types: Sequence[str], *columns: str) -> Statement:
+    """Of a deployment: it can be made in a batch."""
+    call = _call(function, len(types), *columns)
+    return Statement(call, *types, "text", "bytea", "integer", waits=True)
 
 
 _DEPLOYMENT = deployment_columns("(deployment)")
 _PIPELINE = pipeline_columns("(pipeline)")
 
-CREATE_PIPELINE = _call("dp_create_pipeline", 8, _PIPELINE)
-UPDATE_PIPELINE = _call("dp_update_pipeline", 9, _PIPELINE)
-LOCK_PIPELINE = _call("dp_lock_pipeline", 7, _PIPELINE)
-UNLOCK_PIPELINE = _call("dp_unlock_pipeline", 6, _PIPELINE, _DEPLOYMENT)
-TRIGGER = _call("dp_trigger", 9, _DEPLOYMENT, _PIPELINE, waiting_columns("(waiting)"))
-ADVANCE = _call("dp_advance", 6, _DEPLOYMENT, "started")
-CANCEL = _call("dp_cancel", 5, _DEPLOYMENT, "started")
-ROLLBACK = _call("dp_rollback", 7, _DEPLOYMENT, "started")
+CREATE_PIPELINE = Statement(_call("dp_create_pipeline", 5, _PIPELINE), waits=True)
+UPDATE_PIPELINE = Statement(_call("dp_update_pipeline", 6, _PIPELINE), waits=True)
+LOCK_PIPELINE = Statement(_call("dp_lock_pipeline", 4, _PIPELINE), waits=True)
+UNLOCK_PIPELINE = Statement(_call("dp_unlock_pipeline", 3, _PIPELINE, _DEPLOYMENT), waits=True)
+TRIGGER = _change(
+    "dp_trigger",
+    ("uuid", "text", "text", "text", "jsonb", "text"),
+    *(_DEPLOYMENT, _PIPELINE, waiting_columns("(waiting)")),
+)
+ADVANCE = _change("dp_advance", ("uuid", "text", "text"), _DEPLOYMENT, "started")
+CANCEL = _change("dp_cancel", ("uuid", "text"), _DEPLOYMENT, "started")
+ROLLBACK = _change("dp_rollback", ("uuid", "uuid", "text", "text"), _DEPLOYMENT, "started")
 
-PAGE_TOKEN_KEY = b"SELECT page_token_key FROM dp_installation"
-GET_PIPELINE = f"SELECT {pipeline_columns('p')} FROM dp_pipelines p WHERE name = %s".encode()
-LIST_PIPELINES = f"""
+PAGE_TOKEN_KEY = Statement("SELECT page_token_key FROM dp_installation")
+GET_PIPELINE = Statement(f"SELECT {pipeline_columns('p')} FROM dp_pipelines p WHERE name = %s", "text")
+LIST_PIPELINES = Statement(f"""
     SELECT {pipeline_columns("p")} FROM dp_pipelines p WHERE name > %s ORDER BY name LIMIT %s
-""".encode()
+""")
 
 _WAITING = """
     LEFT JOIN LATERAL (
         SELECT * FROM dp_waiting_for(d.pipeline_name, d.seq) WHERE d.status = 'PENDING'
     ) w ON true
 """
-GET_DEPLOYMENT = f"""
+GET_DEPLOYMENT = Statement(
+    f"""
     SELECT {deployment_columns("d")}, {waiting_columns("w")} FROM dp_deployments d {_WAITING} WHERE id = %s
-""".encode()
+    """,
+    "uuid",
+)
 # One row without a deployment when there is a pipeline and nothing to show; none when there is no pipeline.
-HISTORY = f"""
+HISTORY = Statement(f"""
     SELECT {deployment_columns("d")}, {waiting_columns("w")}
-    FROM dp_pipelines p LEFT JOIN LATERAL (
+    FROM (VALUES (%s::text, %s::bigint, %s::integer, %s::text[], %s::text, %s::text))
+        q (pipeline, before, most, statuses, reached, completed)
+    JOIN dp_pipelines p ON p.name = q.pipeline
+    LEFT JOIN LATERAL (
         SELECT * FROM dp_deployments d
-        WHERE d.pipeline_name = p.name AND d.seq < %(before)s
-          AND (%(statuses)s::text[] IS NULL OR d.status = ANY (%(statuses)s))
-          AND (%(reached)s::text IS NULL OR array_position(d.stages, %(reached)s) <= d.stage_index + 1)
-          AND (%(completed)s::text IS NULL OR array_position(d.stages, %(completed)s)
+        WHERE d.pipeline_name = p.name AND d.seq < q.before
+          AND (q.statuses IS NULL OR d.status = ANY (q.statuses))
+          AND (q.reached IS NULL OR array_position(d.stages, q.reached) <= d.stage_index + 1)
+          AND (q.completed IS NULL OR array_position(d.stages, q.completed)
                <= d.stage_index + (d.status = 'COMPLETED')::integer)
-        ORDER BY d.seq DESC LIMIT %(limit)s
+        ORDER BY d.seq DESC LIMIT q.most
     ) d ON true {_WAITING}
-    WHERE p.name = %(pipeline)s ORDER BY d.seq DESC
-""".encode()
+    ORDER BY d.seq DESC
+""")
 # The active deployment and those in line, next to the pipeline; the active one has no place in line.
-STATE = f"""
+STATE = Statement(f"""
     SELECT {pipeline_columns("p")},
            (SELECT count(*) FROM dp_deployments WHERE pipeline_name = p.name AND status = 'PENDING'),
            {deployment_columns("d")}, {waiting_columns("w")}
@@ -92,8 +108,8 @@ STATE = f"""
          ORDER BY seq LIMIT %s)
     ) d ON true {_WAITING}
     WHERE p.name = %s
-""".encode()
-STAGE_STATES = b"""
+""")
+STAGE_STATES = Statement("""
     SELECT s.name, d.id, d.version, d.seq, e.created_at
     FROM dp_pipelines p CROSS JOIN LATERAL unnest(p.stages) WITH ORDINALITY s (name, n)
     LEFT JOIN LATERAL (
@@ -103,20 +119,20 @@ STAGE_STATES = b"""
     ) e ON true
     LEFT JOIN dp_deployments d ON d.id = e.deployment_id
     WHERE p.name = %s ORDER BY s.n
-"""
+""")
 # The service's own request ids are nobody's business.
 _EVENT = """
     e.pipeline_name, e.event_no, e.type, e.deployment_id, e.stage, e.from_status, e.to_status, e.actor,
     e.reason, CASE WHEN e.request_digest IS NOT NULL THEN e.request_id END, e.created_at
 """
-PIPELINE_EVENTS = f"""
+PIPELINE_EVENTS = Statement(f"""
     SELECT {_EVENT} FROM dp_events e
     WHERE pipeline_name = %s AND event_no > %s ORDER BY event_no LIMIT %s
-""".encode()
-DEPLOYMENT_EVENTS = f"""
+""")
+DEPLOYMENT_EVENTS = Statement(f"""
     SELECT {_EVENT} FROM dp_events e
     WHERE deployment_id = %s AND event_no > %s ORDER BY event_no LIMIT %s
-""".encode()
+""")
 
 
 class Store:
@@ -125,7 +141,7 @@ class Store:
 
     async def page_token_key(self) -> bytes:
         """The key that signs page tokens, the same for all replicas."""
-        [(key,)] = await self._database.read(PAGE_TOKEN_KEY, ())
+        [(key,)] = await self._database.read(PAGE_TOKEN_KEY)
         return UUID(str(key)).bytes
 
     async def ping(self) -> None:
@@ -143,7 +159,7 @@ class Store:
         max_pending: int,
         key: RequestKey,
     ) -> Judged:
-        values = (name, list(stages), description, Jsonb(labels), max_pending)
+        values = (name, list(stages), description, dict(labels), max_pending)
         row = await self._database.change(CREATE_PIPELINE, values, key, f"pipeline {name}")
         return Judged(row[0], pipeline=to_pipeline(row[1:]))
 
@@ -162,7 +178,7 @@ class Store:
             name,
             None if stages is None else list(stages),
             description,
-            None if labels is None else Jsonb(labels),
+            None if labels is None else dict(labels),
             max_pending,
             expected_revision,
         )
@@ -196,7 +212,7 @@ class Store:
         key: RequestKey,
     ) -> Judged:
         """on_busy: REJECT, QUEUE or SUPERSEDE."""
-        values = (id, pipeline, version, on_busy, Jsonb(labels), reason)
+        values = (id, pipeline, version, on_busy, dict(labels), reason)
         row = await self._database.change(TRIGGER, values, key, f"deployment {id}")
         split = 1 + DEPLOYMENT_WIDTH
         deployment = to_deployment(row[1:split], row[-WAITING_WIDTH:])
@@ -221,7 +237,7 @@ class Store:
         redeploy_version is None."""
         return await self._change(ROLLBACK, id, key, redeploy_id, redeploy_version, reason)
 
-    async def _change(self, call: bytes, id: UUID, key: RequestKey, *values: object) -> Judged:
+    async def _change(self, call: Statement, id: UUID, key: RequestKey, *values: object) -> Judged:
         row = await self._database.change(call, (id, *values), key, f"deployment {id}")
         return Judged(row[0], to_deployment(row[1:-1]), started=row[-1])
 
@@ -260,14 +276,10 @@ class Store:
         self, pipeline: str, where: HistoryFilter, before: int, limit: int
     ) -> list[Deployment] | None:
         """Newest first, those with a seq below `before`. None: there is no such pipeline."""
-        values = {
-            "pipeline": pipeline,
-            "before": before,
-            "limit": limit,
-            "statuses": list(where.statuses) or None,
-            "reached": where.reached_stage or None,
-            "completed": where.completed_stage or None,
-        }
+        values = (
+            *(pipeline, before, limit),
+            *(list(where.statuses) or None, where.reached_stage or None, where.completed_stage or None),
+        )
         rows = await self._database.read(HISTORY, values)
         if not rows:
             return None

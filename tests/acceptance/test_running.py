@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 from support.clients import SERVICE, Client, Refused, TypedClient
+from support.processes import all_gone, children, gone
 from support.servers import Server, server
 from support.stores import ROOT, Stores, scratch_folder
 
@@ -204,18 +205,6 @@ def test_a_postgres_that_is_away_is_reported(stores: Stores) -> None:
     assert "Traceback" not in result.stderr
 
 
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def gone(pid: int) -> bool:
-    """A process that nobody waits for stays as a zombie: it has ended, too."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux to see child processes")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_embedded_stores_keep_their_data_and_leave_no_process(how: signal.Signals) -> None:
@@ -238,11 +227,7 @@ async def test_embedded_stores_end_with_a_service_that_is_killed() -> None:
     with embedded_server() as embedded:
         stores_of_it = children(embedded.process.pid)
         embedded.stop(signal.SIGKILL)
-        for _ in range(500):
-            if all(map(gone, stores_of_it)):
-                break
-            await asyncio.sleep(0.02)
-        assert all(map(gone, stores_of_it))
+        assert await all_gone(stores_of_it)
         embedded.start()
         assert embedded.stop() == 0
 

@@ -17,11 +17,12 @@ from support.proxy import redis_proxy
 from support.stores import Stores
 
 LEASE_MS = 2000
+MAX_BATCH = 64
 
 
 @pytest.fixture
 async def guard(stores: Stores) -> AsyncIterator[Guard]:
-    guard = Guard(stores.redis_url, LEASE_MS)
+    guard = Guard(stores.redis_url, LEASE_MS, MAX_BATCH)
     yield guard
     await guard.close()
 
@@ -229,7 +230,7 @@ async def test_s7_a_lease_that_would_outlive_t_c_refuses_nobody(
 async def test_s2_a_key_that_does_not_expire_refuses_no_longer_than_its_lease_says(
     stores: Stores, active: Deployment, redis: redis_client.Redis
 ) -> None:
-    guard = Guard(stores.redis_url, 1000)
+    guard = Guard(stores.redis_url, 1000, MAX_BATCH)
     await confirm(guard, active)
     redis.persist(lease_key(active))
     assert await refused(guard, active)
@@ -270,7 +271,7 @@ async def test_without_redis_the_breaker_opens_and_a_probe_closes_it(
         return (await guard.gate(active.pipeline_name, active.id)).t0_ms is not None
 
     async with redis_proxy(stores.redis_url) as (proxy, url):
-        guard = Guard(url, LEASE_MS)
+        guard = Guard(url, LEASE_MS, MAX_BATCH)
         assert await answers(guard)
         proxy.away = True
         for _ in range(guard_module.FAILURES_TO_OPEN):

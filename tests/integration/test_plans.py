@@ -16,6 +16,7 @@ from deployment_pipeline.database import Database
 from deployment_pipeline.identity import RequestKey
 from deployment_pipeline.migrate import migrate
 from deployment_pipeline.model import Deployment, HistoryFilter, Judged
+from deployment_pipeline.statement import Statement
 from deployment_pipeline.states import Status
 from deployment_pipeline.store import Store
 from support.stores import Stores
@@ -90,7 +91,7 @@ def fill(sql: psycopg.Connection) -> None:
 
 @pytest.fixture
 async def store(filled: str) -> AsyncIterator[Store]:
-    database = Database(filled, 1)
+    database = Database(filled, 1, 64)
     await database.open()
     yield Store(database)
     await database.close()
@@ -167,7 +168,7 @@ async def every_statement(store: Store) -> None:
 async def test_no_statement_reads_a_table_from_end_to_end(store: Store, filled: str) -> None:
     before = sequential_scans(filled)
     await every_statement(store)
-    [(_,)] = await store._database.read(b"SELECT pg_stat_force_next_flush()", ())
+    [(_,)] = await store._database.read(Statement("SELECT pg_stat_force_next_flush()"))
     await store.ping()
     assert sequential_scans(filled) == before
 
@@ -182,27 +183,29 @@ def test_the_counter_would_notice(filled: str) -> None:
 
 
 READS = {
-    name: value.decode()
+    f"{name}.{form}": text.decode()
     for name, value in inspect.getmembers(store_module)
-    if isinstance(value, bytes) and name.isupper() and b" FROM dp_" in value
+    if isinstance(value, Statement) and not value.waits
+    for form, text in (("one", value.one), ("many", value.many))
+    if text
 }
 
 
 def test_the_list_of_statements_is_complete() -> None:
-    assert {"GET_DEPLOYMENT", "HISTORY", "STATE", "STAGE_STATES", "PIPELINE_EVENTS"} <= set(READS)
+    assert {"GET_DEPLOYMENT.many", "HISTORY.one", "STATE.one", "STAGE_STATES.one"} <= set(READS)
 
 
 @pytest.mark.parametrize("name", READS)
 def test_each_plan_is_an_index_scan(filled: str, name: str) -> None:
     # Generic plans, as a prepared statement gets them: parameters are $1, $2 ...
     numbers = iter(range(1, 99))
-    text = re.sub(r"%\(\w+\)s|%s", lambda _: f"${next(numbers)}", READS[name])
+    text = re.sub("%s", lambda _: f"${next(numbers)}", READS[name])
     with psycopg.connect(filled, autocommit=True) as connection:
         # A pipeline's own stages are few: only the tables count.
         plan = "\n".join(
             line for (line,) in connection.execute(f"EXPLAIN (GENERIC_PLAN) {text}".encode()).fetchall()
         )
-    if name != "PAGE_TOKEN_KEY":  # a table of one row
+    if name != "PAGE_TOKEN_KEY.one":  # a table of one row
         assert "Seq Scan on dp_" not in plan, plan
 
 

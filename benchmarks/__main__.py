@@ -1,0 +1,196 @@
+"""The interleaved run: every round measures everything once, and only ratios within the run count."""
+
+import argparse
+import asyncio
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import uvloop
+
+from benchmarks import floor, growth, load, report
+from benchmarks.rig import WORKERS, Rig, rig
+from dp.v1 import deployment_pipeline_pb2 as pb
+
+RESULTS = Path(__file__).parent / "results"
+PIPELINES = 2000
+CALLERS = 128
+HOT_PIPELINES = 16
+LEASE_SECONDS = 2.0
+HERD = 1000
+PAGE = 50
+READ_FROM = PIPELINES * PAGE  # deployments
+CURVE = (1, 4, 16, 64, 256)
+
+
+class Bench:
+    """Servers, what is measured on them, and what was. One of them makes every call alone, without gathering;
+    one has a database of its own, whose statements are counted."""
+
+    def __init__(self, rig: Rig, stack: ExitStack, seconds: float) -> None:
+        self.rig = rig
+        self.seconds = seconds
+        rig.create_pipelines("grown", growth.PIPELINES)
+        self.ids = growth.fill(rig, "", READ_FROM)
+        for prefix in ("sql", "service", "alone", "lone"):
+            rig.create_pipelines(prefix, PIPELINES)
+        rig.create_database("hot")
+        rig.create_pipelines("hot", HOT_PIPELINES, database="hot")
+        self.echo = stack.enter_context(rig.echo())
+        self.service = stack.enter_context(rig.service())
+        self.alone = stack.enter_context(rig.service(max_batch=1))
+        self.hot_stack = stack.enter_context(ExitStack())
+        self.hot = self.hot_stack.enter_context(rig.service(database="hot"))
+        self.refused = 0
+        for n in range(HOT_PIPELINES):  # what is in the way there
+            rig.sql(
+                "SELECT outcome FROM dp_trigger("
+                "gen_random_uuid(), %s, '1', 'REJECT', '{}', '', 'first', NULL, 1000)",
+                f"hot-{n}",
+                database="hot",
+            )
+        self.statements_before = self.statements()
+        self.found: dict[str, list[float]] = {}
+
+    def note(self, name: str, value: float) -> None:
+        self.found.setdefault(name, []).append(value)
+
+    def median(self, name: str) -> float:
+        return median(self.found[name])
+
+    async def round(self) -> None:
+        await self.per_second("echo", self.echo.address, load.echoes)
+        self.note(
+            "sql", await asyncio.to_thread(floor.lives_per_second, self.rig, "sql", PIPELINES, self.seconds)
+        )
+        await self.per_second("service", self.service.address, load.Lives("service", PIPELINES))
+        await self.per_second("alone", self.alone.address, load.Lives("alone", PIPELINES))
+        status = [pb.GetDeploymentStatusRequest(deployment_id=id) for id in self.ids]
+        await self.per_second("status", self.service.address, load.calls(load.STATUS, status))
+        pages = [pb.GetHistoryRequest(pipeline_name=f"grown-{n}", limit=PAGE) for n in range(PIPELINES)]
+        await self.per_second("history", self.service.address, load.calls(load.HISTORY, pages))
+        await self.refusals()
+        await self.lone()
+
+    async def per_second(self, name: str, address: str, work: load.Work) -> None:
+        self.note(name, (await load.measure(address, work, CALLERS, self.seconds)).per_second)
+
+    async def refusals(self) -> None:
+        hot = [
+            pb.TriggerDeploymentRequest(pipeline_name=f"hot-{n}", version="2") for n in range(HOT_PIPELINES)
+        ]
+        measured = await load.measure(
+            self.hot.address,
+            load.calls(load.TRIGGER, hot, load.FAILED_PRECONDITION),
+            CALLERS,
+            self.seconds,
+        )
+        self.note("refused", measured.per_second)
+        self.refused += len(measured.latencies_ms)
+
+    async def lone(self) -> None:
+        """One caller on one connection, with the gathering and without it in turn."""
+        for name, server in (("gathered", self.service), ("alone", self.alone)):
+            lives = load.Lives("lone", PIPELINES)
+            await load.measure(server.address, lives, 1, self.seconds / 2)
+            for call, latencies in lives.latencies_ms.items():
+                self.note(f"{call} {name}", median(latencies))
+
+    def statements(self) -> int:
+        """So many were made in the hot service's database, by connections that are closed."""
+        [(count,)] = self.rig.sql("SELECT xact_commit FROM pg_stat_database WHERE datname = 'hot'")
+        return int(str(count))
+
+    def statements_for_refusals(self) -> tuple[float, float]:
+        """How many Postgres saw for each refusal, and for each lease time, pipeline and worker. Ends the hot
+        service, for its connections say how much they did when they are closed."""
+        self.hot_stack.close()
+        made = self.statements() - self.statements_before
+        leases = len(self.found["refused"]) * (self.seconds + load.WARM_UP_SECONDS) / LEASE_SECONDS
+        return made / self.refused, made / (leases * HOT_PIPELINES * WORKERS)
+
+
+async def curve(bench: Bench, seconds: float) -> dict[str, list[load.Measured]]:
+    """Lives of more and more callers, with the gathering and without it."""
+    measured: dict[str, list[load.Measured]] = {"service": [], "alone": []}
+    for callers in CURVE:
+        for name, server in (("service", bench.service), ("alone", bench.alone)):
+            lives = load.Lives(name, PIPELINES)
+            measured[name].append(await load.measure(server.address, lives, callers, seconds))
+    return measured
+
+
+async def run(rounds: int, seconds: float, deployments: int) -> dict[str, Any]:
+    with rig() as stores, ExitStack() as stack:
+        bench = Bench(stores, stack, seconds)
+        await load.measure(bench.service.address, load.Lives("service", PIPELINES), CALLERS, 1)  # all is warm
+        for number in range(rounds):
+            print(f"round {number + 1} of {rounds}", flush=True)
+            await bench.round()
+        herd_seconds, statuses = await load.herd(bench.service.address, "grown-0", HERD)
+        curves = await curve(bench, seconds / 2)
+        rss_mib = bench.service.rss_mib()
+        per_refusal, per_lease = bench.statements_for_refusals()
+        stack.close()
+        print(f"growing to {deployments:,} deployments", flush=True)
+        grown = await growth.ratios(stores, deployments, rounds)
+    # A life is five calls and five changes, one after the other on the same cores.
+    floors = [
+        1 / (5 / echo + 1 / sql) for echo, sql in zip(bench.found["echo"], bench.found["sql"], strict=True)
+    ]
+    efficiencies = [service / limit for service, limit in zip(bench.found["service"], floors, strict=True)]
+    result: dict[str, Any] = {
+        "efficiency": median(efficiencies),
+        "lives_per_second": bench.median("service"),
+        "floor_lives_per_second": median(floors),
+        "echo_calls_per_second": bench.median("echo"),
+        "sql_lives_per_second": bench.median("sql"),
+        "get_per_second": bench.median("status"),
+        "history_per_second": bench.median("history"),
+        "refused_per_second": bench.median("refused"),
+        "refused_from_redis_share": 1 - per_refusal,
+        "refused_statements_per_lease": per_lease,
+        "without_gathering_lives_per_second": bench.median("alone"),
+        "lone_trigger_ms": bench.median("trigger gathered"),
+        "lone_trigger_without_gathering_ms": bench.median("trigger alone"),
+        "lone_advance_ms": bench.median("advance gathered"),
+        "lone_advance_without_gathering_ms": bench.median("advance alone"),
+        "herd_seconds": herd_seconds,
+        "herd_started": statuses.get(load.OK, 0),
+        "growth_ratio": max(grown.values()),
+        "growth_ratios": grown,
+        "grown_deployments": deployments,
+        "rss_mib_per_worker": rss_mib,
+        "workers": WORKERS,
+        "callers": CALLERS,
+        "rounds": rounds,
+        "seconds": seconds,
+        "callers_curve": list(CURVE),
+    }
+    for name, measured in curves.items():
+        result[f"{name}_curve_lives_per_second"] = [m.per_second for m in measured]
+        result[f"{name}_curve_p50_ms"] = [m.percentile(50) for m in measured]
+        result[f"{name}_curve_p99_ms"] = [m.percentile(99) for m in measured]
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--quick", action="store_true", help="short rounds, and 100,000 deployments instead of 10 million"
+    )
+    quick = parser.parse_args().quick
+    rounds, seconds, deployments = (3, 1.5, 100_000) if quick else (5, 5.0, 10_000_000)
+    result = uvloop.run(run(rounds, seconds, deployments))
+    print(report.table(result))
+    name = "quick" if quick else "latest"
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    report.draw(RESULTS / f"{name}.png", result)
+    print(f"written to {RESULTS}/{name}.json and {name}.png")
+
+
+if __name__ == "__main__":
+    main()

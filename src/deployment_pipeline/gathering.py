@@ -1,0 +1,72 @@
+"""Concurrent calls of one kind share a round trip.
+
+A call that finds nothing under way is sent at the end of the event loop's step, with whatever else came in
+that step. While batches are under way the next one collects, and goes as soon as it is as large as all of
+them together: so a busy store gets few large batches, and one that hangs holds up no more calls than it
+holds. There is no timer, and nobody waits for company.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+
+class Gathering(Generic[Q, A]):
+    def __init__(self, send: Callable[[Sequence[Q]], Awaitable[Sequence[A | Exception]]], most: int) -> None:
+        """send: answers each question of a batch, in order, with its own answer or error; what it raises is
+        the error of all of them. most: how many make a batch at most."""
+        self._send = send
+        self._most = most
+        self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
+        self._under_way = 0  # questions
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._due = False
+
+    def ask(self, question: Q) -> "asyncio.Future[A]":
+        """The answer to come. Cancelled before it is sent, a question is not sent."""
+        answer: asyncio.Future[A] = asyncio.get_running_loop().create_future()
+        self._waiting.append((question, answer))
+        self._look()
+        return answer
+
+    def _look(self) -> None:
+        if not self._due and len(self._waiting) >= min(self._under_way, self._most):
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._due = False
+        batch: list[tuple[Q, asyncio.Future[A]]] = []
+        while self._waiting and len(batch) < self._most:
+            place = self._waiting.popleft()
+            if not place[1].done():
+                batch.append(place)
+        if batch:
+            self._under_way += len(batch)
+            task = asyncio.create_task(self._run(batch))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        if self._waiting:
+            self._look()
+
+    async def _run(self, batch: Sequence[tuple[Q, "asyncio.Future[A]"]]) -> None:
+        answers: Sequence[A | Exception]
+        try:
+            answers = await self._send([question for question, _ in batch])
+        except Exception as error:
+            answers = [error] * len(batch)
+        self._under_way -= len(batch)
+        for (_, waiting), answer in zip(batch, answers, strict=True):
+            if waiting.done():  # its caller has left
+                continue
+            if isinstance(answer, Exception):
+                waiting.set_exception(answer)
+                waiting.exception()  # its caller may leave at this very moment, and nobody look at it
+            else:
+                waiting.set_result(answer)
+        if self._waiting:
+            self._look()

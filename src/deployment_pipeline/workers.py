@@ -1,0 +1,117 @@
+"""Several processes on one port: started, watched, replaced and stopped together.
+
+A worker is this program again, with an event loop, connections and health of its own; the kernel gives each
+new client connection to one of them (SO_REUSEPORT). The supervisor serves nothing: it holds the port, so that
+no other service joins it, and the workers' lifelines, by which a worker says that it serves and learns that
+its supervisor is gone.
+"""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import structlog
+
+from deployment_pipeline.listening import held
+
+# Longer than a worker's own stop may take.
+STOP_SECONDS = 15.0
+# A worker that ends sooner than this after its start is not replaced before.
+REPLACE_SECONDS = 1.0
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+log = structlog.get_logger()
+
+
+class CannotStart(Exception):
+    """A worker ended before it served; it has said why."""
+
+
+class Worker:
+    """One place among the workers: a process, and those that replace it."""
+
+    def __init__(self, number: int, environment: Mapping[str, str]) -> None:
+        self.number = number
+        self._environment = environment
+        self._process: asyncio.subprocess.Process | None = None
+        self._lifeline = socket.socket()
+        self._started_at = 0.0
+
+    async def start(self) -> None:
+        """Returns when it serves. Raises CannotStart."""
+        self._started_at = time.monotonic()
+        self._lifeline.close()
+        self._lifeline, other_end = socket.socketpair()
+        self._lifeline.setblocking(False)
+        with other_end, _held_back(STOP_SIGNALS):
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "deployment_pipeline", "worker"),
+                *(str(self.number), str(other_end.fileno())),
+                env=self._environment,
+                pass_fds=(other_end.fileno(),),
+            )
+        if not await asyncio.get_running_loop().sock_recv(self._lifeline, 1):
+            raise CannotStart
+        log.info("a worker serves", worker=self.number, pid=self._process.pid)
+
+    async def keep(self) -> None:
+        """Replace it whenever it ends."""
+        while self._process:
+            code = await self._process.wait()
+            log.error("a worker ended, and is replaced", worker=self.number, exit_code=code)
+            await asyncio.sleep(self._started_at + REPLACE_SECONDS - time.monotonic())
+            with contextlib.suppress(CannotStart):
+                await self.start()
+
+    async def stop(self) -> None:
+        """By force if it must be."""
+        self._lifeline.close()
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+
+async def supervise(
+    count: int, listen: str, environment: Mapping[str, str], ready: Callable[[int], None]
+) -> None:
+    """Keep this many workers until SIGTERM or SIGINT. `ready` is called with the port once all of them
+    serve. Raises CannotListen, CannotStart."""
+    with held(listen) as port:
+        address = f"{listen.rpartition(':')[0]}:{port}"
+        workers = [Worker(number, {**environment, "DP_LISTEN": address}) for number in range(1, count + 1)]
+        keeping = asyncio.ensure_future(_keep(workers, lambda: ready(port)))
+        for signal_number in STOP_SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(signal_number, keeping.cancel)
+        try:
+            with contextlib.suppress(asyncio.CancelledError):
+                await keeping
+        finally:
+            await asyncio.gather(*(worker.stop() for worker in workers))
+
+
+async def _keep(workers: Sequence[Worker], ready: Callable[[], None]) -> None:
+    await workers[0].start()  # what keeps one from starting keeps all: it is said once
+    await asyncio.gather(*(worker.start() for worker in workers[1:]))
+    ready()
+    await asyncio.gather(*(worker.keep() for worker in workers))
+
+
+@contextlib.contextmanager
+def _held_back(signals: Sequence[signal.Signals]) -> Iterator[None]:
+    """A process that is started here gets these signals when it is ready for them (and unblocks them)."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,121 @@
+"""Several workers on one port: they share the calls, are replaced when they end, and end together."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, TextIO
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from support.clients import TypedClient
+from support.processes import all_gone, children, gone
+from support.servers import Server
+from support.stores import Stores, scratch_folder
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
+
+WORKERS = 2
+# The kernel gives each connection to a worker: with this many, none gets all of them.
+CONNECTIONS = 24
+
+
+class Workers(Server):
+    arguments = ("serve", "--workers", str(WORKERS))
+
+
+@pytest.fixture
+def log() -> Iterator[TextIO]:
+    with scratch_folder() as folder, (folder / "log").open("w+") as file:
+        yield file
+
+
+@pytest.fixture
+def workers(stores: Stores, log: TextIO) -> Iterator[Workers]:
+    own = {"DP_DATABASE_URL": stores.database_url, "DP_REDIS_URL": stores.redis_url}
+    running = Workers(own, log)
+    yield running
+    if running.process.poll() is None:
+        running.stop(signal.SIGKILL)
+
+
+def lines(log: TextIO) -> list[dict[str, Any]]:
+    log.seek(0)
+    return [json.loads(line) for line in log]
+
+
+async def channels(address: str) -> AsyncIterator[grpc.aio.Channel]:
+    """Each with a connection of its own."""
+    for _ in range(CONNECTIONS):
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(address, options=options) as channel:
+            yield channel
+
+
+async def test_they_share_a_port_and_the_calls(workers: Workers, log: TextIO, pipeline: str) -> None:
+    assert len(children(workers.process.pid)) == WORKERS
+    ids = set()
+    async for channel in channels(workers.address):
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        ready = await health.Check(health_pb2.HealthCheckRequest(service="readiness"))
+        assert ready.status == health_pb2.HealthCheckResponse.SERVING
+        answer = await TypedClient(channel).call(
+            "TriggerDeployment", pipeline_name=pipeline, version="1", request_id="the same"
+        )
+        ids.add(answer.id)
+    assert len(ids) == 1
+    assert workers.stop() == 0
+    calls = [line for line in lines(log) if line["event"] == "call"]
+    assert len(calls) == CONNECTIONS
+    assert {call["worker"] for call in calls} == {1, 2}
+
+
+async def test_one_that_dies_is_replaced_while_the_others_serve(
+    workers: Workers, log: TextIO, pipeline: str
+) -> None:
+    before = children(workers.process.pid)
+    os.kill(before[0], signal.SIGKILL)
+    assert await all_gone(before[:1])
+    async for channel in channels(workers.address):
+        client = TypedClient(channel)
+        assert (await client.call("GetPipeline", name=pipeline)).name == pipeline
+    for _ in range(500):
+        if len(children(workers.process.pid)) == WORKERS:
+            break
+        await asyncio.sleep(0.02)
+    assert len({before[1], *children(workers.process.pid)}) == WORKERS, "the other one is still there"
+    assert workers.stop() == 0
+    [ended] = [line for line in lines(log) if line["event"] == "a worker ended, and is replaced"]
+    assert (ended["worker"], ended["exit_code"]) == (1, -signal.SIGKILL)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_to_the_supervisor_ends_all(workers: Workers, how: signal.Signals) -> None:
+    pids = children(workers.process.pid)
+    assert workers.stop(how) == 0
+    assert all(map(gone, pids))
+
+
+async def test_none_outlives_a_supervisor_that_is_killed(workers: Workers) -> None:
+    pids = children(workers.process.pid)
+    workers.stop(signal.SIGKILL)
+    assert await all_gone(pids)
+
+
+async def test_no_other_service_joins_their_port(workers: Workers, stores: Stores) -> None:
+    own = {"DP_LISTEN": workers.address, "DP_DATABASE_URL": stores.database_url, "DP_REDIS_URL": "redis://x"}
+    for arguments in (("serve",), ("serve", "--workers", "2")):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("DP_")}
+        second = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "deployment_pipeline", *arguments),
+            env={**environment, **own},
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, said = await second.communicate()
+        assert second.returncode == 2
+        assert re.search(rf"cannot listen on {workers.address} .*in use", said.decode())

@@ -1,0 +1,228 @@
+"""Many changes and reads in one statement: each has its own outcome, its own time and its own error."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import psycopg
+import pytest
+
+from deployment_pipeline import deadline
+from deployment_pipeline.database import Database
+from deployment_pipeline.errors import OutcomeUnknown, StoreUnavailable
+from deployment_pipeline.identity import RequestKey
+from deployment_pipeline.model import Judged
+from deployment_pipeline.store import Store
+from support.proxy import Proxy, postgres_proxy
+from support.stores import Stores
+
+MAX_BATCH = 64
+
+
+def key() -> RequestKey:
+    return RequestKey(f"auto-{uuid.uuid4()}", None)
+
+
+class Replica:
+    """A store of one replica, with a proxy before its Postgres."""
+
+    def __init__(self, store: Store, proxy: Proxy) -> None:
+        self.store = store
+        self.proxy = proxy
+
+    def statements(self) -> int:
+        """Since the proxy's reset."""
+        return self.proxy.count(b"S", b"Q")
+
+    async def trigger(self, pipeline: str, version: str = "1", request_id: str = "") -> Judged:
+        id = uuid.uuid5(uuid.NAMESPACE_OID, pipeline + request_id) if request_id else uuid.uuid4()
+        asked = RequestKey(request_id, b"digest") if request_id else key()
+        return await self.store.trigger(id, pipeline, version, "REJECT", {"a": 'b"\\{}'}, "", asked)
+
+    async def advance(self, id: uuid.UUID) -> Judged:
+        return await self.store.advance(id, None, "", key())
+
+
+@pytest.fixture
+async def replicas(stores: Stores) -> AsyncIterator[list[Replica]]:
+    """The first of them with one connection."""
+    made = []
+    async with (
+        postgres_proxy(stores.database_url) as (one, url),
+        postgres_proxy(stores.database_url) as (
+            other,
+            other_url,
+        ),
+    ):
+        for proxy, its_url, connections in ((one, url, 1), (other, other_url, 4)):
+            database = Database(its_url, connections, MAX_BATCH)
+            await database.open()
+            made.append((Replica(Store(database), proxy), database))
+        yield [replica for replica, _ in made]
+        for _, database in made:
+            await database.close()
+
+
+@pytest.fixture
+def replica(replicas: list[Replica]) -> Replica:
+    return replicas[0]
+
+
+@pytest.fixture
+async def pipelines(replica: Replica, new_name: Callable[[], str]) -> list[str]:
+    """Fifty of them, and the first replica's statements are prepared."""
+    names = [new_name() for _ in range(52)]
+    for name in names:
+        await replica.store.create_pipeline(name, ["build", "deploy"], "", {}, 5, key())
+    started = await together(*(replica.trigger(name) for name in names[50:]))
+    ids = [judged.deployment.id for judged in started if judged.deployment]
+    await together(*(replica.advance(id) for id in ids))
+    await asyncio.gather(*(replica.store.get_deployment(id) for id in ids))
+    replica.proxy.reset()
+    return names[:50]
+
+
+async def together(*calls: Coroutine[Any, Any, Judged]) -> list[Judged]:
+    return list(await asyncio.gather(*calls))
+
+
+async def test_fifty_lives_take_a_few_statements(replica: Replica, pipelines: list[str]) -> None:
+    started = await together(*(replica.trigger(name, f"v-{name}") for name in pipelines))
+    ids = [judged.deployment.id for judged in started if judged.deployment]
+    assert [judged.outcome for judged in started] == ["OK"] * 50
+    assert [judged.deployment.version for judged in started if judged.deployment] == [
+        f"v-{name}" for name in pipelines
+    ]
+    assert started[0].deployment
+    assert started[0].deployment.labels == {"a": 'b"\\{}'}
+    for _ in range(2):
+        advanced = await together(*(replica.advance(id) for id in ids))
+        assert [judged.deployment.id for judged in advanced if judged.deployment] == ids
+    found = await asyncio.gather(*(replica.store.get_deployment(id) for id in ids))
+    assert [deployment.status for deployment in found if deployment] == ["COMPLETED"] * 50
+    assert replica.statements() <= 4
+
+
+async def test_each_has_its_own_outcome(
+    replica: Replica, pipelines: list[str], new_name: Callable[[], str]
+) -> None:
+    busy, free, replayed, reused = pipelines[:4]
+    await replica.trigger(busy)
+    first = await replica.trigger(replayed, request_id="r")
+    await replica.trigger(reused, request_id="r")
+    replica.proxy.reset()
+    judged = await together(
+        replica.trigger(busy),
+        replica.trigger(free),
+        replica.trigger(free),
+        replica.trigger(new_name()),
+        replica.trigger(replayed, request_id="r"),
+        replica.store.trigger(
+            uuid.uuid4(), reused, "other", "REJECT", {}, "", RequestKey("r", b"other digest")
+        ),
+    )
+    assert [answer.outcome for answer in judged] == [
+        "PIPELINE_BUSY",
+        "OK",
+        "PIPELINE_BUSY",
+        "PIPELINE_NOT_FOUND",
+        "REPLAYED",
+        "REQUEST_ID_REUSED",
+    ]
+    assert judged[4].deployment
+    assert first.deployment
+    assert judged[4].deployment.id == first.deployment.id
+    assert replica.statements() == 1
+
+
+async def test_what_must_fail_fails_alone(replica: Replica, pipelines: list[str]) -> None:
+    bad, *good = pipelines
+    answers = await asyncio.gather(
+        *(replica.trigger(name) for name in good),
+        replica.trigger(bad, version="\0"),  # Postgres has no such character
+        return_exceptions=True,
+    )
+    assert isinstance(answers.pop(), psycopg.DataError)
+    assert [answer.outcome for answer in answers if isinstance(answer, Judged)] == ["OK"] * len(good)
+
+
+async def test_who_must_wait_for_a_lock_waits_alone_and_no_longer_than_its_caller(
+    replicas: list[Replica], pipelines: list[str], sql: psycopg.Connection
+) -> None:
+    replica = replicas[1]
+    held, *free = pipelines
+
+    async def impatient(name: str) -> Judged:
+        deadline.start(0.5)
+        return await replica.trigger(name)
+
+    began = time.monotonic()
+    with sql.transaction():
+        sql.execute("SELECT FROM dp_pipelines WHERE name = %s FOR UPDATE", (held,))
+        stuck = asyncio.create_task(impatient(held))
+        others = await asyncio.gather(*(asyncio.create_task(impatient(name)) for name in free))
+        assert [judged.outcome for judged in others] == ["OK"] * len(free)
+        assert not stuck.done()
+        with pytest.raises(StoreUnavailable):
+            await stuck
+    assert 0.4 < time.monotonic() - began < 5
+    assert (await replica.trigger(held)).outcome == "OK"
+
+
+async def test_what_is_late_before_it_is_sent_is_not_made(replica: Replica, pipelines: list[str]) -> None:
+    async def late(name: str) -> Judged:
+        deadline.start(0)
+        return await replica.trigger(name)
+
+    calls = [asyncio.create_task(late(pipelines[0]))]
+    calls += [asyncio.create_task(replica.trigger(name)) for name in pipelines[1:]]
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(answers[0], Exception)
+    assert {answer.outcome for answer in answers[1:] if isinstance(answer, Judged)} == {"OK"}
+    assert (await replica.trigger(pipelines[0])).outcome == "OK", "nothing is in the way"
+
+
+async def test_a_batch_whose_answer_is_lost_is_repeated_and_found(
+    replica: Replica, pipelines: list[str], sql: psycopg.Connection
+) -> None:
+    few = pipelines[:5]  # the rows of many are on their way before the commit, and then nothing is made
+    replica.proxy.lose_one_answer = True
+    answers = await asyncio.gather(
+        *(replica.trigger(name, request_id="once") for name in few), return_exceptions=True
+    )
+    made = [answer.outcome for answer in answers if isinstance(answer, Judged)]
+    unknown = [answer for answer in answers if isinstance(answer, OutcomeUnknown)]
+    assert len(made) + len(unknown) == 5
+    assert "REPLAYED" in made, "they were made by the batch"
+    row = sql.execute(
+        "SELECT count(*), count(DISTINCT pipeline_name) FROM dp_deployments WHERE pipeline_name = ANY (%s)",
+        (few,),
+    ).fetchone()
+    assert row == (5, 5)
+
+
+async def test_batches_of_two_replicas_do_not_deadlock(
+    replicas: list[Replica], pipelines: list[str], sql: psycopg.Connection
+) -> None:
+    def deadlocks() -> int:
+        sql.execute("SELECT pg_stat_force_next_flush()")
+        row = sql.execute(
+            "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        ).fetchone()
+        assert row
+        return int(row[0])
+
+    before = deadlocks()
+    started = await together(*(replicas[0].trigger(name) for name in pipelines))
+    ids = [judged.deployment.id for judged in started if judged.deployment]
+    one, other = replicas
+    outcomes = [
+        judged.outcome
+        for judged in await together(
+            *(one.advance(id) for id in ids), *(other.advance(id) for id in reversed(ids))
+        )
+    ]
+    assert outcomes == ["OK"] * 100, "one moved it on, and the other completed it"
+    assert deadlocks() == before
