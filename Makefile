@@ -5,12 +5,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH_READY := $(VENV)/.bench-ready
 PROTO := protos/dp/v1/deployment_pipeline.proto
 UV_VERSION := 0.13.9
 SEEDS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help run test proof check lint types verify proto docs baseline lock reset clean
+.PHONY: help run test proof bench bench-quick check lint types verify proto docs baseline lock reset clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -24,6 +25,12 @@ test: $(READY) ## Run all tests on real stores (DP_TEST_DATABASE_URL, DP_TEST_RE
 proof: $(READY) ## Everything that is done to break it, SEEDS=n of each fault; prints a table (long)
 	DP_TEST_SEEDS=$(SEEDS) DP_TEST_SCHEDULES=3000 DP_TEST_EXAMPLES=1000 $(BIN)/python -m pytest tests/model tests/faults tests/acceptance/test_races.py \
 		-m 'proof or not proof'
+
+bench: $(BENCH_READY) ## How fast it is beside what limits it; writes benchmarks/results/latest.* (long)
+	$(BIN)/python -m benchmarks
+
+bench-quick: $(BENCH_READY) ## The same in under 90 seconds, on smaller tables
+	$(BIN)/python -m benchmarks --quick
 
 check: lint types verify test ## All that must hold before a change lands
 
@@ -67,6 +74,8 @@ lock: $(READY) ## Write requirements*.lock anew from pyproject.toml
 		--no-header --no-annotate --upgrade -o requirements.lock
 	$(BIN)/uv pip compile pyproject.toml -q --universal --python-version 3.11 --generate-hashes \
 		--no-header --no-annotate --upgrade --extra embedded --group dev -o requirements-dev.lock
+	$(BIN)/uv pip compile --group bench -c requirements-dev.lock -q --universal --python-version 3.11 \
+		--generate-hashes --no-header --no-annotate --upgrade -o requirements-bench.lock
 
 reset: ## Remove the embedded stores' data: the next run begins anew
 	rm -rf .dp
@@ -81,4 +90,8 @@ $(READY): requirements-dev.lock pyproject.toml
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(BENCH_READY): $(READY) requirements-bench.lock
+	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-bench.lock
 	@touch $@

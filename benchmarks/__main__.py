@@ -185,11 +185,10 @@ def main() -> None:
     rounds, seconds, deployments = (3, 1.5, 100_000) if quick else (5, 5.0, 10_000_000)
     result = uvloop.run(run(rounds, seconds, deployments))
     print(report.table(result))
-    name = "quick" if quick else "latest"
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-    report.draw(RESULTS / f"{name}.png", result)
-    print(f"written to {RESULTS}/{name}.json and {name}.png")
+    (RESULTS / "latest.json").write_text(json.dumps({"quick": quick, **result}, indent=2) + "\n")
+    report.draw(RESULTS / "latest.png", result)
+    print(f"written to {RESULTS}/latest.json and latest.png")
 
 
 if __name__ == "__main__":

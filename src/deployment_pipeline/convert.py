@@ -1,7 +1,9 @@
 """Model to proto, and proto to what the engine takes. Total, and without I/O."""
 
+import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from itertools import zip_longest
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -29,6 +31,8 @@ T = TypeVar("T")
 # Clients refuse messages beyond 4 MiB unless told otherwise; one more item must fit, too.
 MAX_PAGE_BYTES = 3 * 1024 * 1024
 
+_STATUSES = dict(pb.DeploymentStatus.Status.items())
+
 
 def pipeline(model: Pipeline) -> pb.Pipeline:
     return pb.Pipeline(
@@ -45,40 +49,54 @@ def pipeline(model: Pipeline) -> pb.Pipeline:
 
 
 def deployment(model: Deployment) -> pb.DeploymentStatus:
-    return pb.DeploymentStatus(
-        id=str(model.id),
-        pipeline_name=model.pipeline_name,
-        version=model.version,
-        current_stage=model.current_stage,
-        status=pb.DeploymentStatus.Status.Value(model.status),
-        started_at=_timestamp(model.started_at),
-        completed_at=_timestamp(model.completed_at),
-        seq=model.seq,
-        created_at=_timestamp(model.created_at),
-        stages=[
-            pb.StageRun(
-                name=run.name,
-                entered_at=_timestamp(run.entered_at),
-                left_at=_timestamp(run.left_at),
-            )
-            for run in model.stage_runs()
-        ],
-        stage_index=model.stage_index,
-        total_stages=len(model.stages),
-        triggered_by=model.triggered_by,
-        reason=model.reason,
-        cause=_cause(model),
-        labels=model.labels,
-        rollback_of=_id(model.rollback_of),
-        redeployed_by=_id(model.redeployed_by),
-        superseded_by=_id(model.superseded_by),
-        queue_position=model.waiting.position if model.waiting else None,
-    )
+    return _write(pb.DeploymentStatus(), model)
+
+
+def _write(message: pb.DeploymentStatus, model: Deployment) -> pb.DeploymentStatus:
+    """Written in place, for protobuf copies every message that it is given as a field: that takes thrice the
+    time of all the rest."""
+    message.id = str(model.id)
+    message.pipeline_name = model.pipeline_name
+    message.version = model.version
+    message.current_stage = model.current_stage
+    message.status = _STATUSES[model.status]
+    message.seq = model.seq
+    message.total_stages = len(model.stages)
+    message.triggered_by = model.triggered_by
+    message.reason = model.reason
+    message.rollback_of = _id(model.rollback_of)
+    message.redeployed_by = _id(model.redeployed_by)
+    message.superseded_by = _id(model.superseded_by)
+    _set(message.created_at, model.created_at)
+    if model.labels:
+        message.labels.update(model.labels)
+    if model.started_at:
+        _set(message.started_at, model.started_at)
+    if model.completed_at:
+        _set(message.completed_at, model.completed_at)
+    if model.stage_index is not None:
+        message.stage_index = model.stage_index
+    if model.waiting:
+        message.queue_position = model.waiting.position
+    if cause := _cause(model):
+        message.cause.CopyFrom(cause)
+    # A stage is left when the next one is entered or the deployment ends; those to come have no times.
+    left = (*model.stage_entered_at[1:], model.completed_at)
+    for name, since, ended in zip_longest(model.stages, model.stage_entered_at, left):
+        run = message.stages.add(name=name)
+        if since:
+            _set(run.entered_at, since)
+            if ended:
+                _set(run.left_at, ended)
+    return message
 
 
 def history(page: Page[Deployment]) -> pb.GetHistoryResponse:
-    messages = _fitting(map(deployment, page.items))
-    return pb.GetHistoryResponse(deployments=messages, next_page_token=_next(page, len(messages)))
+    response = pb.GetHistoryResponse()
+    fitting = _fitting(_write(response.deployments.add(), model) for model in page.items)
+    del response.deployments[len(fitting) :]  # the one that was one too many
+    response.next_page_token = _next(page, len(fitting))
+    return response
 
 
 def pipelines(page: Page[Pipeline]) -> pb.ListPipelinesResponse:
@@ -185,15 +203,14 @@ def expiry(request: pb.LockPipelineRequest) -> datetime | None:
 
 
 def _event(model: LoggedEvent) -> pb.Event:
-    statuses = pb.DeploymentStatus.Status
     return pb.Event(
         pipeline_name=model.pipeline_name,
         event_no=model.event_no,
         type=pb.Event.Type.Value(model.type),
         deployment_id=_id(model.deployment_id),
         stage=model.stage,
-        from_status=statuses.Value(model.from_status or "STATUS_UNSPECIFIED"),
-        to_status=statuses.Value(model.to_status or "STATUS_UNSPECIFIED"),
+        from_status=_STATUSES[model.from_status or "STATUS_UNSPECIFIED"],
+        to_status=_STATUSES[model.to_status or "STATUS_UNSPECIFIED"],
         actor=model.actor,
         reason=model.reason,
         request_id=model.request_id,
@@ -240,8 +257,14 @@ def _timestamp(time: datetime | None) -> Timestamp | None:
     if time is None:
         return None
     timestamp = Timestamp()
-    timestamp.FromDatetime(time)
+    _set(timestamp, time)
     return timestamp
+
+
+def _set(timestamp: Timestamp, time: datetime) -> None:
+    """As FromDatetime, in a quarter of the time: a deployment has a dozen of them."""
+    timestamp.seconds = math.floor(time.timestamp())
+    timestamp.nanos = time.microsecond * 1000
 
 
 def _id(id: UUID | None) -> str:

@@ -33,13 +33,6 @@ class Pipeline:
 
 
 @dataclass(frozen=True, slots=True)
-class StageRun:
-    name: str
-    entered_at: datetime | None
-    left_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
 class Active:
     """What others need to know of the deployment that is IN_PROGRESS."""
 
@@ -88,15 +81,6 @@ class Deployment:
     def current_stage(self) -> str:
         """The last stage reached; empty if it never started."""
         return "" if self.stage_index is None else self.stages[self.stage_index]
-
-    def stage_runs(self) -> list[StageRun]:
-        """Every stage in order. A stage is left when the next one is entered or the deployment ends."""
-        entered = self.stage_entered_at
-        left = (*entered[1:], self.completed_at)
-        return [
-            StageRun(name, entered[i], left[i]) if i < len(entered) else StageRun(name, None, None)
-            for i, name in enumerate(self.stages)
-        ]
 
 
 @dataclass(frozen=True, slots=True)

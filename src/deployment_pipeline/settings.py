@@ -54,7 +54,7 @@ class Settings(BaseSettings):
     redis_url: Annotated[str, _url("redis", "rediss", "unix"), AfterValidator(_one_port)] = Field(
         "", description="Redis (>= 6.2) or Valkey, as redis://HOST:PORT/0 or unix:///path/to/socket"
     )
-    pool_size: int = Field(10, ge=1, le=200, description="Postgres connections of this process")
+    pool_size: int = Field(10, ge=1, le=200, description="Postgres connections of each worker")
     max_batch: int = Field(
         64,
         ge=1,

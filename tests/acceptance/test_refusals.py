@@ -216,7 +216,7 @@ async def test_outcome_unknown(settings: Settings, client: Client, pipeline: str
         assert (repeated.id, repeated.replayed) == (stored.id, True)
 
 
-async def test_overloaded(settings: Settings, pipeline: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_overloaded(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deployment_pipeline.database.MAX_WAITING", 1)
     async with (
         postgres_proxy(settings.database_url) as (proxy, url),
@@ -225,7 +225,7 @@ async def test_overloaded(settings: Settings, pipeline: str, monkeypatch: pytest
     ):
         there = TypedClient(channel)
         proxy.reset(free=0)
-        calls = [asyncio.create_task(there.call("GetPipeline", name=pipeline)) for _ in range(5)]
+        calls = [asyncio.create_task(there.call("ListPipelines", page_size=1)) for _ in range(5)]
         done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
         refused = await refusal(done.pop())
         assert (refused.code, refused.reason) == (StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")

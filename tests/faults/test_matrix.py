@@ -12,7 +12,7 @@ from support.rig import Rig
 from support.table import SEEDS, TABLE, Line
 
 # A fault is aimed at a moment of the workload, and may miss it.
-TRIES = 4
+TRIES = 10
 
 
 def every_fault() -> Iterator[Any]:

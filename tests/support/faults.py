@@ -164,6 +164,6 @@ FAULTS = [
     Fault("postgres standby promoted", standby_promoted),
     Fault("redis failover that loses writes", redis_failover, redis_sound=False),
     Fault("deadlines of 1 to 100 ms", none, callers=impatient, struck=out_of_time),
-    Fault("changes sent 2 to 5 times at once", none, callers=repeating, struck=replayed),
+    Fault("changes sent 2 to 5 times at once", none, callers=repeating, struck=replayed, quick=True),
     Fault("a mesh that retries, and a replica killed", replica_killed, callers=meshed),
 ]

@@ -75,6 +75,8 @@ class PlainNX(guard.Guard):
 
 
 def main() -> None:
+    # A machine that stalls for a moment is no Redis that cannot be reached, for which S3 makes an exception.
+    guard.BUDGET_SECONDS = 0.5
     if os.environ.get("DP_TEST_GUARD") == "plain-nx":
         for name in ("gate", "fill", "end"):
             setattr(guard.Guard, name, getattr(PlainNX, name))

@@ -62,7 +62,10 @@ class Rig:
         return redis_client.Redis.from_url(self.redis.url)
 
     def arm(self, point: str, action: str) -> None:
-        (self.folder / point).write_text(action)
+        # In one step: a server that finds it finds it whole.
+        unseen = self.folder / "unseen"
+        unseen.write_text(action)
+        unseen.rename(self.folder / point)
 
     def reached(self) -> list[str]:
         """The failpoints that have fired since the last time."""
