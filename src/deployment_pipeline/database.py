@@ -195,10 +195,8 @@ class Database:
         self, statement: Statement, questions: Sequence[_Question]
     ) -> Sequence[list[Row] | Exception | None]:
         """None: it must be asked alone."""
-        # This task belongs to no call: it may wait as long as the most patient one.
+        # This task belongs to no call: it may wait for a connection as long as the most patient one.
         deadline.start(max(question.ends_at for question in questions) - time.monotonic())
-        if len(questions) == 1:
-            return [await self._alone(statement, questions[0].values)]
         no_wait = (0,) if statement.waits else ()
         async with self._connection() as connection:
             now = time.monotonic()
@@ -206,18 +204,23 @@ class Database:
             if not timely:
                 raise Overloaded
             try:
-                rows = await self._execute(connection, statement.many, (batch(timely),), 0)
+                found = await self._execute_all(connection, statement, timely)
             except (StoreUnavailable, psycopg.Error):
                 # The server rolled all of them back, maybe because of one.
                 return [None] * len(questions)
-        found: list[list[Row]] = [[] for _ in timely]
-        for row in rows:
+        answers = map(statement.answer, found)
+        return [next(answers) if question.ends_at > now else Overloaded() for question in questions]
+
+    async def _execute_all(
+        self, connection: Connection, statement: Statement, values: Sequence[Sequence[Any]]
+    ) -> list[list[Row]]:
+        """The rows for each."""
+        if len(values) == 1:
+            return [await self._execute(connection, statement.one, values[0], 0)]
+        found: list[list[Row]] = [[] for _ in values]
+        for row in await self._execute(connection, statement.many, (batch(values),), 0):
             found[row[0]].append(row[1:])
-        answers = iter(found)
-        return [
-            statement.answer(next(answers)) if question.ends_at > now else Overloaded()
-            for question in questions
-        ]
+        return found
 
     @contextlib.asynccontextmanager
     async def _connection(self, *, probes: bool = False) -> AsyncIterator[Connection]:

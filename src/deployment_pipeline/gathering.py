@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+CROWD = 4
+
 Q = TypeVar("Q")
 A = TypeVar("A")
 
@@ -34,7 +36,7 @@ class Gathering(Generic[Q, A]):
         return answer
 
     def _look(self) -> None:
-        if not self._due and len(self._waiting) >= min(self._under_way, self._most):
+        if not self._due and len(self._waiting) >= min(CROWD * self._under_way, self._most):
             self._due = True
             asyncio.get_running_loop().call_soon(self._dispatch)
 

@@ -10,11 +10,11 @@ import structlog
 from grpc_health.v1 import health_pb2_grpc
 
 from deployment_pipeline import listening, reflection
+from deployment_pipeline.calls import Calls
 from deployment_pipeline.database import Database
 from deployment_pipeline.engine import Engine
 from deployment_pipeline.guard import Guard
 from deployment_pipeline.health import SERVICE, Health
-from deployment_pipeline.interceptors import CallInterceptor
 from deployment_pipeline.service import DeploymentPipelineService
 from deployment_pipeline.settings import Settings
 from deployment_pipeline.store import Store
@@ -55,12 +55,13 @@ async def running(settings: Settings, *, shares_port: bool = False) -> AsyncIter
         await guard.greet()
         engine = Engine(store, guard, await store.page_token_key())
         stack.push_async_callback(engine.close)
-        calls = CallInterceptor(SERVICE)
+        calls = Calls()
         health = Health()
         # gRPC shares by default: a second server would silently take half of the calls.
         options = (*OPTIONS, ("grpc.so_reuseport", int(shares_port)))
-        server = grpc.aio.server(interceptors=(calls,), options=options)
-        pb_grpc.add_DeploymentPipelineServicer_to_server(DeploymentPipelineService(engine), server)
+        server = grpc.aio.server(options=options)
+        pb_grpc.add_DeploymentPipelineServicer_to_server(DeploymentPipelineService(engine), calls)  # type: ignore[arg-type]
+        server.add_generic_rpc_handlers([calls])
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
         if settings.reflection:
             reflection.add(server, SERVICE, "grpc.health.v1.Health")

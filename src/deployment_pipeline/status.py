@@ -1,8 +1,9 @@
 """A refusal as a gRPC status: its code, and the details that clients read by program."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
-from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import (
@@ -52,23 +53,38 @@ CODES: dict[type[Refusal], StatusCode] = {
 }
 
 
-def of(refusal: Refusal) -> tuple[StatusCode, str, bytes]:
-    """Code, message, and the value of DETAILS_KEY."""
+class Answer(NamedTuple):
+    """What a caller gets in the place of a response. details: the value of DETAILS_KEY."""
+
+    code: StatusCode
+    message: str
+    details: bytes
+    facts: Mapping[str, str]  # each short enough for metadata and for a log line
+
+
+def of(refusal: Refusal) -> Answer:
+    if isinstance(refusal, errors.PipelineBusy):
+        return _busy(*vars(refusal).values())
+    return _of(refusal)
+
+
+@lru_cache(maxsize=1024)
+def _busy(*fields: Any) -> Answer:
+    """On a hot pipeline this one is said thousands of times a second."""
+    return _of(errors.PipelineBusy(*fields))
+
+
+def _of(refusal: Refusal) -> Answer:
     message = _cut(str(refusal), MAX_MESSAGE_BYTES)
-    info = ErrorInfo(reason=refusal.reason, domain=DOMAIN, metadata=facts(refusal))
-    return _status(CODES[type(refusal)], message, info, *_details(refusal, message))
+    facts = {name: _cut(fact, MAX_FACT_BYTES) for name, fact in refusal.facts().items()}
+    details = _details(refusal, message)
+    return _answer(CODES[type(refusal)], message, refusal.reason, facts, *details)
 
 
-def facts(refusal: Refusal) -> dict[str, str]:
-    """The refusal's facts, each short enough for metadata and for a log line."""
-    return {name: _cut(fact, MAX_FACT_BYTES) for name, fact in refusal.facts().items()}
-
-
-def internal(incident: str) -> tuple[StatusCode, str, bytes]:
+def internal(incident: str) -> Answer:
     """A bug: a fixed text, and an id that is in the log beside the traceback."""
     message = f"internal error; the server's log has it under incident {incident}"
-    info = ErrorInfo(reason="INTERNAL", domain=DOMAIN, metadata={"incident": incident})
-    return _status(StatusCode.INTERNAL, message, info)
+    return _answer(StatusCode.INTERNAL, message, "INTERNAL", {"incident": incident})
 
 
 def _details(refusal: Refusal, message: str) -> list[Message]:
@@ -117,10 +133,10 @@ def _precondition(kind: str, subject: str, description: str) -> PreconditionFail
     return PreconditionFailure(violations=[violation])
 
 
-def _status(code: StatusCode, message: str, *details: Message) -> tuple[StatusCode, str, bytes]:
-    packed = []
-    for detail in details:
-        packed.append(Any())
-        packed[-1].Pack(detail)
-    status = Status(code=code.value[0], message=message, details=packed)
-    return code, message, status.SerializeToString()
+def _answer(
+    code: StatusCode, message: str, reason: str, facts: Mapping[str, str], *details: Message
+) -> Answer:
+    status = Status(code=code.value[0], message=message)
+    for detail in (ErrorInfo(reason=reason, domain=DOMAIN, metadata=facts), *details):
+        status.details.add().Pack(detail)
+    return Answer(code, message, status.SerializeToString(), facts)

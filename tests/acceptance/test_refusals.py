@@ -11,7 +11,7 @@ import pytest
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from deployment_pipeline.interceptors import CallInterceptor
+from deployment_pipeline.calls import Calls
 from deployment_pipeline.server import running
 from deployment_pipeline.settings import Settings
 from support.clients import Client, Refused, TypedClient
@@ -239,19 +239,19 @@ async def test_overloaded(settings: Settings, monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_shutting_down(settings: Settings, pipeline: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    interceptors: list[CallInterceptor] = []
-    original = CallInterceptor.__init__
+    made: list[Calls] = []
+    original = Calls.__init__
 
-    def remember(self: CallInterceptor, service: str) -> None:
-        interceptors.append(self)
-        original(self, service)
+    def remember(self: Calls) -> None:
+        made.append(self)
+        original(self)
 
-    monkeypatch.setattr(CallInterceptor, "__init__", remember)
+    monkeypatch.setattr(Calls, "__init__", remember)
     async with (
         running(settings) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
-        interceptors[0].refuse_new_calls()
+        made[0].refuse_new_calls()
         refused = await refusal(TypedClient(channel).call("GetPipeline", name=pipeline))
         assert (refused.code, refused.reason) == (StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
         assert refused.details["RetryInfo"].retry_delay.seconds >= 1

@@ -50,18 +50,18 @@ async def test_what_comes_in_one_step_goes_together() -> None:
     assert store.batches == [[0, 1, 2, 3, 4]]
 
 
-async def test_the_next_batch_goes_when_it_is_as_large_as_what_is_under_way() -> None:
+async def test_a_batch_that_hangs_holds_up_no_more_than_a_crowd() -> None:
     store = Store()
-    for n in range(3):
+    for n in range(2):
         store.gathering.ask(n)
     await settle()
-    for n in (3, 4):
+    for n in range(2, 9):
         store.gathering.ask(n)
         await settle()
-    assert store.batches == [[0, 1, 2]], "two wait behind three"
-    store.gathering.ask(5)
+    assert store.batches == [[0, 1]], "seven wait behind two"
+    store.gathering.ask(9)
     await settle()
-    assert store.batches == [[0, 1, 2], [3, 4, 5]]
+    assert store.batches == [[0, 1], [2, 3, 4, 5, 6, 7, 8, 9]]
 
 
 async def test_the_next_batch_goes_when_the_one_before_is_back() -> None:
@@ -121,8 +121,8 @@ async def test_who_has_left_is_not_sent_and_harms_nobody() -> None:
     gone, stays = store.gathering.ask(1), store.gathering.ask(2)
     gone.cancel()
     first.cancel()
+    store.let_go(0)
     await settle()
     assert store.batches == [[0], [2]]
-    store.let_go(0)
     store.let_go(1)
     assert await stays == -2

@@ -61,7 +61,7 @@ def test_the_proto_documents_the_reason_with_its_code(leaf: type[Refusal]) -> No
 
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_the_details_repeat_what_the_message_says(leaf: type[Refusal]) -> None:
-    code, message, details = status.of(largest(leaf))
+    code, message, details, _ = status.of(largest(leaf))
     parsed = status_pb2.Status.FromString(details)
     assert (parsed.code, parsed.message) == (code.value[0], message)
     info = error_details_pb2.ErrorInfo()
@@ -71,6 +71,6 @@ def test_the_details_repeat_what_the_message_says(leaf: type[Refusal]) -> None:
 
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_the_largest_status_fits_into_grpcs_metadata(leaf: type[Refusal]) -> None:
-    _, message, details = status.of(largest(leaf))
+    _, message, details, _ = status.of(largest(leaf))
     size = len(quote(message, safe=" ")) + len(base64.b64encode(details))
     assert size < METADATA_LIMIT - 500

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 from uuid import uuid4
 
@@ -30,27 +30,25 @@ class _Unreadable:
     """In the place of a request whose bytes are not a message of its type."""
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the unary calls of the service; streaming ones (health, reflection) pass as they are."""
+class Calls(grpc.GenericRpcHandler):
+    """The service's methods as gRPC gets them. Wrapped, not intercepted: an interceptor is asked anew for
+    every call, at the price of several system calls."""
 
-    def __init__(self, service: str) -> None:
-        self._prefix = f"/{service}/"
-        self._wrapped: dict[str, Handler] = {}
-        self._running: set[asyncio.Future[None]] = set()
+    def __init__(self) -> None:
+        self._handlers: dict[str, Handler] = {}
+        self._running = 0
+        self._idle = asyncio.Event()
         self._draining = False
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
-        method = handler_call_details.method
-        if method not in self._wrapped:
-            handler = await continuation(handler_call_details)
-            if handler is None or not method.startswith(self._prefix):
-                return handler
-            self._wrapped[method] = self._wrap(method.removeprefix(self._prefix), handler)
-        return self._wrapped[method]
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """The generated code gives its methods here and below; once is enough."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
+        for method, handler in handlers.items():
+            self._handlers[f"/{service}/{method}"] = self._wrap(method, handler)
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
+        return self._handlers.get(handler_call_details.method)
 
     def refuse_new_calls(self) -> None:
         self._draining = True
@@ -58,7 +56,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def drain(self) -> None:
         """Wait for the calls that are running: grpc's own stop does not wait for their clean-up."""
         while self._running:
-            await asyncio.wait(self._running)
+            self._idle.clear()
+            await self._idle.wait()
 
     def _wrap(self, method: str, handler: Handler) -> Handler:
         deserialize = handler.request_deserializer
@@ -71,13 +70,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 return _Unreadable()
 
         async def call(request: Any, context: Context) -> Any:
-            over = asyncio.get_running_loop().create_future()
-            self._running.add(over)
+            self._running += 1
             try:
                 return await self._serve(method, behavior, request, context)
             finally:
-                self._running.discard(over)
-                over.set_result(None)
+                self._running -= 1
+                if not self._running:
+                    self._idle.set()
 
         return grpc.unary_unary_rpc_method_handler(
             call, request_deserializer=read, response_serializer=handler.response_serializer
@@ -91,12 +90,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         context: Context,
     ) -> Any:
         started = time.perf_counter()
-        code, said = grpc.StatusCode.OK, {}
+        code = grpc.StatusCode.OK
+        said: Mapping[str, Any] = {}
         deadline.start(context.time_remaining())
         try:
             if self._draining:
                 raise ShuttingDown
-            if len(self._running) > MAX_CALLS:
+            if self._running > MAX_CALLS:
                 raise Overloaded
             if isinstance(request, _Unreadable):
                 rule = f"is not a {method} request: the bytes are no such message, or a text is not UTF-8"
@@ -105,9 +105,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             said = _subject(request, response, context)
             return response
         except Refusal as refusal:
-            code, message, details = status.of(refusal)
-            said = {"refusal": {"reason": refusal.reason, **status.facts(refusal)}}
-            await self._abort(context, code, message, details)
+            answer = status.of(refusal)
+            code, said = answer.code, {"refusal": {"reason": refusal.reason, **answer.facts}}
+            await _abort(context, answer)
         except asyncio.CancelledError:
             # The caller left, or its time is over: there is nobody to answer.
             code = grpc.StatusCode.CANCELLED
@@ -115,9 +115,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except Exception:
             incident = uuid4().hex
             log.exception("a bug", incident=incident, method=method)
-            code, message, details = status.internal(incident)
-            said = {"incident": incident}
-            await self._abort(context, code, message, details)
+            answer = status.internal(incident)
+            code, said = answer.code, answer.facts
+            await _abort(context, answer)
         finally:
             log.info(
                 "call",
@@ -128,9 +128,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 **said,
             )
 
-    @staticmethod
-    async def _abort(context: Context, code: grpc.StatusCode, message: str, details: bytes) -> None:
-        await context.abort(code, message, trailing_metadata=((status.DETAILS_KEY, details),))
+
+async def _abort(context: Context, answer: status.Answer) -> None:
+    metadata = ((status.DETAILS_KEY, answer.details),)
+    await context.abort(answer.code, answer.message, trailing_metadata=metadata)
 
 
 _REQUEST_FIELDS = ("pipeline_name", "deployment_id", "request_id")
