@@ -17,7 +17,7 @@ from dp.v1 import deployment_pipeline_pb2 as pb
 RESULTS = Path(__file__).parent / "results"
 PIPELINES = 2000
 CALLERS = 128
-HOT_PIPELINES = 16
+HOT_PIPELINES = 4
 LEASE_SECONDS = 2.0
 HERD = 1000
 PAGE = 50
@@ -37,6 +37,7 @@ class Bench:
         for prefix in ("sql", "service", "alone", "lone"):
             rig.create_pipelines(prefix, PIPELINES)
         rig.create_database("hot")
+        rig.sql("ALTER DATABASE hot SET track_functions = 'pl'")
         rig.create_pipelines("hot", HOT_PIPELINES, database="hot")
         self.echo = stack.enter_context(rig.echo())
         self.service = stack.enter_context(rig.service())
@@ -51,7 +52,7 @@ class Bench:
                 f"hot-{n}",
                 database="hot",
             )
-        self.statements_before = self.statements()
+        self.judged_before = self.judged()
         self.found: dict[str, list[float]] = {}
 
     def note(self, name: str, value: float) -> None:
@@ -98,18 +99,21 @@ class Bench:
             for call, latencies in lives.latencies_ms.items():
                 self.note(f"{call} {name}", median(latencies))
 
-    def statements(self) -> int:
-        """So many were made in the hot service's database, by connections that are closed."""
-        [(count,)] = self.rig.sql("SELECT xact_commit FROM pg_stat_database WHERE datname = 'hot'")
+    def judged(self) -> int:
+        """How many triggers Postgres judged on the hot pipelines, by connections that are closed."""
+        [(count,)] = self.rig.sql(
+            "SELECT coalesce(sum(calls), 0) FROM pg_stat_user_functions WHERE funcname = 'dp_trigger'",
+            database="hot",
+        )
         return int(str(count))
 
-    def statements_for_refusals(self) -> tuple[float, float]:
-        """How many Postgres saw for each refusal, and for each lease time, pipeline and worker. Ends the hot
-        service, for its connections say how much they did when they are closed."""
+    def judged_for_refusals(self) -> tuple[float, float]:
+        """For each refusal, and for each lease time, pipeline and worker. Ends the hot service, for its
+        connections say how much they did when they are closed."""
         self.hot_stack.close()
-        made = self.statements() - self.statements_before
+        count = self.judged() - self.judged_before
         leases = len(self.found["refused"]) * (self.seconds + load.WARM_UP_SECONDS) / LEASE_SECONDS
-        return made / self.refused, made / (leases * HOT_PIPELINES * WORKERS)
+        return count / self.refused, count / (leases * HOT_PIPELINES * WORKERS)
 
 
 async def curve(bench: Bench, seconds: float) -> dict[str, list[load.Measured]]:
@@ -122,7 +126,20 @@ async def curve(bench: Bench, seconds: float) -> dict[str, list[load.Measured]]:
     return measured
 
 
+def stop_at_errors() -> None:
+    """What fails in a callback ends the run; without this it would be a line in the log."""
+    loop, run = asyncio.get_running_loop(), asyncio.current_task()
+
+    def failed(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        loop.default_exception_handler(context)
+        if run:
+            run.cancel()
+
+    loop.set_exception_handler(failed)
+
+
 async def run(rounds: int, seconds: float, deployments: int) -> dict[str, Any]:
+    stop_at_errors()
     with rig() as stores, ExitStack() as stack:
         bench = Bench(stores, stack, seconds)
         await load.measure(bench.service.address, load.Lives("service", PIPELINES), CALLERS, 1)  # all is warm
@@ -132,7 +149,7 @@ async def run(rounds: int, seconds: float, deployments: int) -> dict[str, Any]:
         herd_seconds, statuses = await load.herd(bench.service.address, "grown-0", HERD)
         curves = await curve(bench, seconds / 2)
         rss_mib = bench.service.rss_mib()
-        per_refusal, per_lease = bench.statements_for_refusals()
+        per_refusal, per_lease = bench.judged_for_refusals()
         stack.close()
         print(f"growing to {deployments:,} deployments", flush=True)
         grown = await growth.ratios(stores, deployments, rounds)
@@ -182,7 +199,7 @@ def main() -> None:
         "--quick", action="store_true", help="short rounds, and 100,000 deployments instead of 10 million"
     )
     quick = parser.parse_args().quick
-    rounds, seconds, deployments = (3, 1.5, 100_000) if quick else (5, 5.0, 10_000_000)
+    rounds, seconds, deployments = (3, 0.8, 100_000) if quick else (5, 5.0, 10_000_000)
     result = uvloop.run(run(rounds, seconds, deployments))
     print(report.table(result))
     RESULTS.mkdir(exist_ok=True)

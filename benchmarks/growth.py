@@ -9,7 +9,7 @@ from dp.v1 import deployment_pipeline_pb2 as pb
 
 PIPELINES = 2000
 SMALL = 10_000
-ROUND_SECONDS = 0.5
+ROUND_SECONDS = 0.4
 PAGE = 5  # there are no more on the small tables
 
 FILL = """

@@ -17,7 +17,7 @@ SERVICE = "/dp.v1.DeploymentPipeline/"
 TRIGGER, ADVANCE = SERVICE + "TriggerDeployment", SERVICE + "AdvanceStage"
 STATUS, HISTORY = SERVICE + "GetDeploymentStatus", SERVICE + "GetHistory"
 OK, FAILED_PRECONDITION = 0, 9
-WARM_UP_SECONDS = 0.5
+WARM_UP_SECONDS = 0.3
 CONNECTIONS = 32
 
 # Starts one piece of work on a connection, and calls back when it is done.
