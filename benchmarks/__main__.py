@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -39,11 +40,13 @@ class Bench:
         rig.create_database("hot")
         rig.sql("ALTER DATABASE hot SET track_functions = 'pl'")
         rig.create_pipelines("hot", HOT_PIPELINES, database="hot")
-        self.echo = stack.enter_context(rig.echo())
-        self.service = stack.enter_context(rig.service())
-        self.alone = stack.enter_context(rig.service(max_batch=1))
         self.hot_stack = stack.enter_context(ExitStack())
-        self.hot = self.hot_stack.enter_context(rig.service(database="hot"))
+        with ThreadPoolExecutor() as pool:  # all of them start at the same time
+            self.echo, self.service, self.alone, self.hot = pool.map(
+                ExitStack.enter_context,
+                (stack, stack, stack, self.hot_stack),
+                (rig.echo(), rig.service(), rig.service(max_batch=1), rig.service(database="hot")),
+            )
         self.refused = 0
         for n in range(HOT_PIPELINES):  # what is in the way there
             rig.sql(
@@ -152,7 +155,7 @@ async def run(rounds: int, seconds: float, deployments: int) -> dict[str, Any]:
         per_refusal, per_lease = bench.judged_for_refusals()
         stack.close()
         print(f"growing to {deployments:,} deployments", flush=True)
-        grown = await growth.ratios(stores, deployments, rounds)
+        grown = await growth.ratios(stores, deployments, rounds - 1)
     # A life is five calls and five changes, one after the other on the same cores.
     floors = [
         1 / (5 / echo + 1 / sql) for echo, sql in zip(bench.found["echo"], bench.found["sql"], strict=True)

@@ -18,7 +18,7 @@ from deployment_pipeline import deadline
 from deployment_pipeline.errors import OutcomeUnknown, Overloaded, StoreUnavailable
 from deployment_pipeline.gathering import Gathering
 from deployment_pipeline.identity import RequestKey
-from deployment_pipeline.statement import Row, Statement, batch
+from deployment_pipeline.statement import NO_WAIT, Row, Statement, batch
 
 CONNECT_SECONDS = 2
 OPEN_SECONDS = 15
@@ -197,7 +197,7 @@ class Database:
         """None: it must be asked alone."""
         # This task belongs to no call: it may wait for a connection as long as the most patient one.
         deadline.start(max(question.ends_at for question in questions) - time.monotonic())
-        no_wait = (0,) if statement.waits else ()
+        no_wait = (NO_WAIT,) if statement.waits else ()
         async with self._connection() as connection:
             now = time.monotonic()
             timely = [(*question.values, *no_wait) for question in questions if question.ends_at > now]

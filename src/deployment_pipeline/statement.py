@@ -8,6 +8,7 @@ Row: TypeAlias = tuple[Any, ...]
 
 # The outcome, in a batch, of a change whose pipeline somebody else is changing: it was not made.
 MUST_WAIT = "MUST_WAIT"
+NO_WAIT = -1
 
 
 class Statement:
@@ -15,8 +16,8 @@ class Statement:
     given, takes a `batch`; its rows begin with the place in the batch, from 0, of what they answer.
 
     waits: the last value says for how many milliseconds it may wait for its pipeline's row lock. In a batch
-    that is 0, which means: not at all, answer MUST_WAIT. So no change waits behind another one's lock, and
-    nothing waits while it holds locks.
+    it is NO_WAIT: not at all, answer MUST_WAIT. So no change waits behind another one's lock, and nothing waits
+    while it holds locks.
     """
 
     def __init__(self, one: str, *types: str, waits: bool = False) -> None:

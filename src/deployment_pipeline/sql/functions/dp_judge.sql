@@ -1,6 +1,6 @@
 -- What every change of an existing deployment begins with: lock its pipeline, look for the request's own
 -- earlier work, and refuse what is over. Outcomes: OK, REPLAYED, REQUEST_ID_REUSED, DEPLOYMENT_NOT_FOUND,
--- DEPLOYMENT_ENDED, MUST_WAIT (for the row lock, with a p_wait_ms of 0).
+-- DEPLOYMENT_ENDED, MUST_WAIT (for the row lock, with a p_wait_ms below 0).
 CREATE OR REPLACE FUNCTION dp_judge(p_id uuid, p_request_id text, p_digest bytea, p_wait_ms integer)
 RETURNS TABLE (outcome text, deployment dp_deployments) LANGUAGE plpgsql AS $$
 DECLARE

@@ -1,7 +1,7 @@
 -- Start a deployment, or let it wait: p_on_busy is REJECT, QUEUE or SUPERSEDE. Outcomes: OK, REPLAYED (with
 -- the deployment that this request made), REQUEST_ID_REUSED, PIPELINE_NOT_FOUND, PIPELINE_BUSY (with the
 -- deployment in the way), PIPELINE_LOCKED and QUEUE_FULL (with the pipeline), MUST_WAIT (for the row lock,
--- with a p_wait_ms of 0).
+-- with a p_wait_ms below 0).
 --
 -- It judges twice. First without a lock, so that a refused trigger writes nothing and takes no transaction
 -- id; then, if there seemed to be a place, under the pipeline's row lock, where the judgement is final: each
