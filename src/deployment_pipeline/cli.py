@@ -133,7 +133,12 @@ def _worker(chosen: Settings, number: int, lifeline: int) -> None:
 
     logs.configure(chosen.log_level, worker=number)
     with _said():
-        _run(server.serve(chosen, lambda _: os.write(lifeline, b"."), lifeline))
+        _run(server.serve(chosen, lambda _: _alive(lifeline), lifeline))
+
+
+def _alive(lifeline: int) -> None:
+    with contextlib.suppress(BrokenPipeError):  # the supervisor is gone, and so shall we be
+        os.write(lifeline, b".")
 
 
 @contextlib.contextmanager

@@ -189,7 +189,9 @@ class Database:
         async with self._connection() as connection:
             left = deadline.remaining()
             wait_ms = (max(1, int(left * 1000)),) if statement.waits else ()
-            return await self._execute(connection, statement.one, (*values, *wait_ms), left)
+            rows = await self._execute(connection, statement.one, (*values, *wait_ms), left)
+            _check_replicated(connection, statement)
+            return rows
 
     async def _together(
         self, statement: Statement, questions: Sequence[_Question]
@@ -204,21 +206,28 @@ class Database:
             if not timely:
                 raise Overloaded
             try:
-                found = await self._execute_all(connection, statement, timely)
+                # It is cut when the least patient has left: then each asks alone, in its own time.
+                soonest = min(question.ends_at for question in questions if question.ends_at > now)
+                found = await self._execute_all(connection, statement, timely, soonest - now)
+                _check_replicated(connection, statement)
             except (StoreUnavailable, psycopg.Error):
                 # The server rolled all of them back, maybe because of one.
-                return [None] * len(questions)
+                return [None if question.ends_at > now else Overloaded() for question in questions]
         answers = map(statement.answer, found)
         return [next(answers) if question.ends_at > now else Overloaded() for question in questions]
 
     async def _execute_all(
-        self, connection: Connection, statement: Statement, values: Sequence[Sequence[Any]]
+        self,
+        connection: Connection,
+        statement: Statement,
+        values: Sequence[Sequence[Any]],
+        allowed_seconds: float,
     ) -> list[list[Row]]:
         """The rows for each."""
         if len(values) == 1:
-            return [await self._execute(connection, statement.one, values[0], 0)]
+            return [await self._execute(connection, statement.one, values[0], allowed_seconds)]
         found: list[list[Row]] = [[] for _ in values]
-        for row in await self._execute(connection, statement.many, (batch(values),), 0):
+        for row in await self._execute(connection, statement.many, (batch(values),), allowed_seconds):
             found[row[0]].append(row[1:])
         return found
 
@@ -252,7 +261,7 @@ class Database:
         cut = asyncio.get_running_loop().call_later(patience, _cut, connection)
         connection.not_replicated = False
         try:
-            rows = await (await connection.execute(query, values)).fetchall()
+            return await (await connection.execute(query, values)).fetchall()
         except pg.UniqueViolation as e:
             if e.diag.constraint_name != ONE_IN_PROGRESS:
                 raise
@@ -276,9 +285,6 @@ class Database:
             raise _Lost(executed=True) from e
         finally:
             cut.cancel()
-        if connection.not_replicated:
-            raise _NotReplicated
-        return rows
 
     async def _replace(self, broken: Connection) -> None:
         """Its idle siblings are likely dead, and a repeat must not meet them. Many calls notice the same
@@ -287,6 +293,12 @@ class Database:
         if broken.opened_at > self._replaced_at:
             self._replaced_at = time.monotonic()
             await self._pool.drain()
+
+
+def _check_replicated(connection: Connection, statement: Statement) -> None:
+    """Of the change that was just made on it."""
+    if statement.waits and connection.not_replicated:
+        raise _NotReplicated
 
 
 def _cut(connection: Connection) -> None:

@@ -275,9 +275,11 @@ class Guard:
             else:
                 return None
         keys = (f"dp:active:{{{pipeline}}}", f"dp:lease:{{{pipeline}}}")
+        step = self._steps.ask(_Step(script, (*keys, *args)))
         try:
             async with asyncio.timeout(budget):
-                answer: Sequence[bytes] = await self._steps.ask(_Step(script, (*keys, *args)))
+                # What must be tried is sent even if nobody waits for it any more.
+                answer: Sequence[bytes] = await (asyncio.shield(step) if always else step)
         except (RedisError, OSError) as error:
             self._failures += 1
             self._closed_again_at = loop.time() + OPEN_SECONDS

@@ -18,7 +18,12 @@ def check(listen: str) -> None:
 def held(listen: str) -> Iterator[int]:
     """Keep the address for the workers that will share it. Yields the port. Raises CannotListen."""
     check(listen)
-    with _bind(listen, socket.SO_REUSEADDR, socket.SO_REUSEPORT) as holder:
+    try:
+        holder = _bind(listen, socket.SO_REUSEPORT)
+    except CannotListen:
+        # Connections of a server that has just ended linger there; that server shared its port with nobody.
+        holder = _bind(listen, socket.SO_REUSEPORT, socket.SO_REUSEADDR)
+    with holder:
         yield holder.getsockname()[1]
 
 

@@ -68,7 +68,12 @@ async def running(settings: Settings, *, shares_port: bool = False) -> AsyncIter
             reflection.add(server, SERVICE, "grpc.health.v1.Health")
         if not shares_port:
             listening.check(settings.listen)
-        port = server.add_insecure_port(settings.listen)
+        try:
+            port = server.add_insecure_port(settings.listen)
+        except RuntimeError as error:
+            raise listening.CannotListen(
+                f"cannot listen on {settings.listen} (DP_LISTEN): {error}"
+            ) from error
         await health.start()
         await server.start()
         _collect_garbage_less()
@@ -82,6 +87,11 @@ async def running(settings: Settings, *, shares_port: bool = False) -> AsyncIter
             probe.cancel()
             await server.stop(STOP_SECONDS)
             await calls.drain()
+
+
+def _stop_once(loop: asyncio.AbstractEventLoop, lifeline: int, stop: asyncio.Event) -> None:
+    loop.remove_reader(lifeline)  # its end stays readable
+    stop.set()
 
 
 def _collect_garbage_less() -> None:
@@ -99,7 +109,7 @@ async def serve(settings: Settings, ready: Callable[[int], object], lifeline: in
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
     if lifeline is not None:
-        loop.add_reader(lifeline, stop.set)
+        loop.add_reader(lifeline, _stop_once, loop, lifeline, stop)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     async with running(settings, shares_port=lifeline is not None) as port:
         ready(port)

@@ -16,8 +16,8 @@ class Statement:
     given, takes a `batch`; its rows begin with the place in the batch, from 0, of what they answer.
 
     waits: the last value says for how many milliseconds it may wait for its pipeline's row lock. In a batch
-    it is NO_WAIT: not at all, answer MUST_WAIT. So no change waits behind another one's lock, and nothing waits
-    while it holds locks.
+    it is NO_WAIT: not at all, answer MUST_WAIT. So no change waits behind another one's lock, and nothing
+    waits while it holds locks.
     """
 
     def __init__(self, one: str, *types: str, waits: bool = False) -> None:

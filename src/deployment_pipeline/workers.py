@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,54 +33,63 @@ class CannotStart(Exception):
 
 
 class Worker:
-    """One place among the workers: a process, and those that replace it."""
+    """One place among the workers: a process, and those that replace it. Its lifeline's end is its end."""
 
     def __init__(self, number: int, environment: Mapping[str, str]) -> None:
         self.number = number
         self._environment = environment
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._lifeline = socket.socket()
         self._started_at = 0.0
 
     async def start(self) -> None:
-        """Returns when it serves. Raises CannotStart."""
-        self._started_at = time.monotonic()
-        self._lifeline.close()
-        self._lifeline, other_end = socket.socketpair()
-        self._lifeline.setblocking(False)
-        with other_end, _held_back(STOP_SIGNALS):
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "deployment_pipeline", "worker"),
-                *(str(self.number), str(other_end.fileno())),
-                env=self._environment,
-                pass_fds=(other_end.fileno(),),
-            )
-        if not await asyncio.get_running_loop().sock_recv(self._lifeline, 1):
+        """Returns when it serves. Raises CannotStart, or OSError if there can be no process."""
+        process = self._process = self._spawn()
+        if not await self._says():
             raise CannotStart
-        log.info("a worker serves", worker=self.number, pid=self._process.pid)
+        log.info("a worker serves", worker=self.number, pid=process.pid)
 
     async def keep(self) -> None:
         """Replace it whenever it ends."""
         while self._process:
-            code = await self._process.wait()
+            await self._says()
+            code = self._process.wait()
             log.error("a worker ended, and is replaced", worker=self.number, exit_code=code)
             await asyncio.sleep(self._started_at + REPLACE_SECONDS - time.monotonic())
-            with contextlib.suppress(CannotStart):
+            try:
                 await self.start()
+            except (CannotStart, OSError) as error:
+                log.warning("a worker could not be replaced", worker=self.number, error=str(error))
 
     async def stop(self) -> None:
         """By force if it must be."""
-        self._lifeline.close()
         if self._process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
+        self._process.terminate()
         try:
             async with asyncio.timeout(STOP_SECONDS):
-                await self._process.wait()
+                while await self._says():
+                    pass
         except TimeoutError:
             self._process.kill()
-            await self._process.wait()
+        self._process.wait()
+        self._lifeline.close()
+
+    def _spawn(self) -> "subprocess.Popen[bytes]":
+        self._started_at = time.monotonic()
+        self._lifeline.close()
+        self._lifeline, other_end = socket.socketpair()
+        self._lifeline.setblocking(False)
+        command = (sys.executable, "-m", "deployment_pipeline", "worker")
+        lifeline = other_end.fileno()
+        with other_end, _held_back(STOP_SIGNALS):
+            return subprocess.Popen(
+                [*command, str(self.number), str(lifeline)], env=self._environment, pass_fds=(lifeline,)
+            )
+
+    async def _says(self) -> bytes:
+        """A byte when it serves; nothing when it has ended."""
+        return await asyncio.get_running_loop().sock_recv(self._lifeline, 1)
 
 
 async def supervise(

@@ -25,6 +25,14 @@ def soon(seconds: float) -> datetime:
     return datetime.now(UTC) + timedelta(seconds=seconds)
 
 
+async def test_a_lock_until_the_end_of_time_is_shown_to_the_microsecond(
+    client: Client, pipeline: str
+) -> None:
+    expires_at = datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
+    locked = await client.call("LockPipeline", name=pipeline, reason="for good", expires_at=expires_at)
+    assert locked.lock.expires_at.ToDatetime(UTC) == expires_at
+
+
 @pytest.mark.parametrize("on_busy", [1, 2, 3])
 async def test_a_locked_pipeline_refuses_triggers(client: Client, pipeline: str, on_busy: int) -> None:
     expires_at = soon(3600)

@@ -20,7 +20,7 @@ from support.stores import Stores, scratch_folder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
 
-WORKERS = 2
+WORKERS = 3
 # The kernel gives each connection to a worker: with this many, none gets all of them.
 CONNECTIONS = 24
 
@@ -72,7 +72,7 @@ async def test_they_share_a_port_and_the_calls(workers: Workers, log: TextIO, pi
     assert workers.stop() == 0
     calls = [line for line in lines(log) if line["event"] == "call"]
     assert len(calls) == CONNECTIONS
-    assert {call["worker"] for call in calls} == {1, 2}
+    assert {call["worker"] for call in calls} == {1, 2, 3}
 
 
 async def test_one_that_dies_is_replaced_while_the_others_serve(
@@ -92,7 +92,7 @@ async def test_one_that_dies_is_replaced_while_the_others_serve(
         if len(children(workers.process.pid)) == WORKERS:
             break
         await asyncio.sleep(0.02)
-    assert len({before[1], *children(workers.process.pid)}) == WORKERS, "the other one is still there"
+    assert {*before[1:]} < {*children(workers.process.pid)}, "the others are still there"
     assert workers.stop() == 0
 
 

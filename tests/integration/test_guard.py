@@ -292,3 +292,29 @@ async def test_without_redis_the_breaker_opens_and_a_probe_closes_it(
         assert await answers(guard)
         assert await answers(guard)
         await guard.close()
+
+
+async def test_s3_a_tombstone_is_left_even_if_nobody_waits_for_it_any_more(
+    stores: Stores, active: Deployment, redis: redis_client.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard_module, "BUDGET_SECONDS", 0.3)
+    async with redis_proxy(stores.redis_url) as (proxy, url):
+        guard = Guard(url, LEASE_MS, MAX_BATCH)
+        await guard.gate(active.pipeline_name, active.id)
+        proxy.away = True
+        for _ in range(guard_module.FAILURES_TO_OPEN):
+            await guard.gate(active.pipeline_name, active.id)
+        proxy.away = False
+        proxy.black_hole = True
+        stuck = guard._steps.ask(guard_module._Step(guard_module._RELEASE, ("a{b}", "c{b}", "")))
+        await asyncio.sleep(0.05)
+        await guard.end(active, None)  # gives up before the step ahead of it does
+        assert redis.get(lease_key(active)) is None
+        proxy.black_hole = False
+        await stuck
+        for _ in range(100):
+            await asyncio.sleep(0.02)
+            if found := redis.get(lease_key(active)):
+                break
+        assert found == f"T:{active.seq}".encode()
+        await guard.close()
