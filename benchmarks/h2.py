@@ -1,6 +1,6 @@
 """A load generator: unary gRPC calls as prepared HTTP/2 frames.
 
-A gRPC client in Python costs as much as the server that is measured; this one costs about a tenth. It does
+A gRPC client in Python costs as much as the server that is measured; this one costs a sixth of that. It does
 what these calls need and no more: requests that fit into one frame, no compression, no retries.
 """
 

@@ -1,4 +1,4 @@
-"""Postgres connections: one statement at a time, and what may go wrong with it."""
+"""Postgres connections: a statement for one call or for many, and what may go wrong with it."""
 
 import asyncio
 import contextlib

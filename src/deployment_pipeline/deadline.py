@@ -19,11 +19,11 @@ def start(seconds: float | None) -> None:
 
 
 def ends_at() -> float:
-    """On the monotonic clock."""
-    return time.monotonic() + remaining()
+    """On the monotonic clock. Outside a call: LONGEST_CALL_SECONDS from now."""
+    ends_at = _ends_at.get(None)
+    return time.monotonic() + LONGEST_CALL_SECONDS if ends_at is None else ends_at
 
 
 def remaining() -> float:
-    """Seconds left, at least 0. Outside a call: LONGEST_CALL_SECONDS."""
-    ends_at = _ends_at.get(None)
-    return LONGEST_CALL_SECONDS if ends_at is None else max(0.0, ends_at - time.monotonic())
+    """Seconds left, at least 0."""
+    return max(0.0, ends_at() - time.monotonic())

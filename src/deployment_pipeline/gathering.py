@@ -1,9 +1,9 @@
 """Concurrent calls of one kind share a round trip.
 
 A call that finds nothing under way is sent at the end of the event loop's step, with whatever else came in
-that step. While batches are under way the next one collects, and goes as soon as it is as large as all of
-them together: so a busy store gets few large batches, and one that hangs holds up no more calls than it
-holds. There is no timer, and nobody waits for company.
+that step. While one is under way the next one collects. It goes when nothing is under way any more, or when
+it has grown to CROWD times what is: so a busy store gets few large batches, and a round trip that hangs does
+not hold up everybody. There is no timer, and nobody waits for company.
 """
 
 import asyncio

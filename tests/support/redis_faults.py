@@ -13,28 +13,24 @@ from support.replication import TCPRedis
 from support.rig import STRIKES, WORK_SECONDS, Rig, pause
 
 
-async def redis_away(rig: Rig, rng: random.Random) -> int:
+async def _for_a_while(rig: Rig, trouble: str, much: float) -> int:
     before = rig.to_redis.affected
-    rig.to_redis.away = True
+    setattr(rig.to_redis, trouble, much)
     await asyncio.sleep(WORK_SECONDS * 0.7)
-    rig.to_redis.away = False
+    setattr(rig.to_redis, trouble, type(much)())
     return rig.to_redis.affected - before
+
+
+async def redis_away(rig: Rig, rng: random.Random) -> int:
+    return await _for_a_while(rig, "away", True)
 
 
 async def redis_slow(rig: Rig, rng: random.Random) -> int:
-    before = rig.to_redis.affected
-    rig.to_redis.delay_seconds = 2.0
-    await asyncio.sleep(WORK_SECONDS * 0.7)
-    rig.to_redis.delay_seconds = 0.0
-    return rig.to_redis.affected - before
+    return await _for_a_while(rig, "delay_seconds", 2.0)
 
 
 async def redis_black_hole(rig: Rig, rng: random.Random) -> int:
-    before = rig.to_redis.affected
-    rig.to_redis.black_hole = True
-    await asyncio.sleep(WORK_SECONDS * 0.7)
-    rig.to_redis.black_hole = False
-    return rig.to_redis.affected - before
+    return await _for_a_while(rig, "black_hole", True)
 
 
 async def redis_flushed(rig: Rig, rng: random.Random) -> int:
