@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from deployment_pipeline.gathering import Gathering
+from deployment_pipeline.gathering import STEPS, Gathering
 
 
 class Store:
@@ -28,8 +28,8 @@ class Store:
         self.gates[number].set()
 
 
-async def settle() -> None:
-    for _ in range(5):
+async def settle(steps: int = STEPS + 5) -> None:
+    for _ in range(steps):
         await asyncio.sleep(0)
 
 
@@ -75,6 +75,31 @@ async def test_the_next_batch_goes_when_the_one_before_is_back() -> None:
     assert store.batches == [[0, 1, 2], [3]]
     store.let_go(1)
     assert await waiting == -3
+
+
+async def test_company_gives_the_next_batch_some_steps_to_collect() -> None:
+    store = Store()
+    for n in range(2):
+        store.gathering.ask(n)
+    await settle()
+    store.gathering.ask(2)
+    store.let_go(0)
+    await settle(5)
+    assert store.batches == [[0, 1]]
+    store.gathering.ask(3)
+    await settle()
+    assert store.batches == [[0, 1], [2, 3]]
+
+
+async def test_after_a_lone_question_nobody_waits() -> None:
+    store = Store()
+    answer = store.gathering.ask(0)
+    await settle()
+    store.let_go(0)
+    await answer
+    store.gathering.ask(1)
+    await settle(5)
+    assert store.batches == [[0], [1]]
 
 
 async def test_a_batch_has_its_limit() -> None:
