@@ -69,7 +69,16 @@ class Connection(psycopg.AsyncConnection[Row]):
         self.adapters.register_dumper(dict, JsonbDumper)
         self.opened_at = time.monotonic()
         self.not_replicated = False
+        self._cursors: dict[bytes, psycopg.AsyncCursor[Row]] = {}
         self.add_notice_handler(self._notice)
+
+    async def ask(self, query: bytes, values: Sequence[Any]) -> list[Row]:
+        """Its rows. Each query keeps its cursor, which keeps what psycopg learns of its columns."""
+        cursor = self._cursors.get(query)
+        if cursor is None:
+            cursor = self._cursors[query] = self.cursor()
+        await cursor.execute(query, values)
+        return await cursor.fetchall()
 
     def _notice(self, notice: psycopg.errors.Diagnostic) -> None:
         # A cancelled wait for a synchronous standby is reported as success with this warning.
@@ -238,14 +247,7 @@ class Database:
         wait = max(0.001, min(deadline.remaining(), MAX_WAIT_SECONDS))
         started = time.monotonic()
         try:
-            async with self._pool.connection(wait) as connection:
-                self._away = False
-                self._obtained_at = time.monotonic()
-                self._in_use += 1
-                try:
-                    yield connection
-                finally:
-                    self._in_use -= 1
+            connection = await self._pool.getconn(wait)
         except (TooManyRequests, PoolTimeout) as error:
             # Others have connections, or got one meanwhile: then Postgres is not away, just not enough.
             meanwhile = started - (OBTAINED_SECONDS if isinstance(error, TooManyRequests) else 0)
@@ -253,6 +255,14 @@ class Database:
                 raise Overloaded from error
             self._away |= time.monotonic() - started >= MAX_WAIT_SECONDS
             raise StoreUnavailable from error
+        self._away = False
+        self._obtained_at = time.monotonic()
+        self._in_use += 1
+        try:
+            yield connection
+        finally:
+            self._in_use -= 1
+            await self._pool.putconn(connection)
 
     async def _execute(
         self, connection: Connection, query: bytes, values: Sequence[Any], allowed_seconds: float
@@ -261,7 +271,7 @@ class Database:
         cut = asyncio.get_running_loop().call_later(patience, _cut, connection)
         connection.not_replicated = False
         try:
-            return await (await connection.execute(query, values)).fetchall()
+            return await connection.ask(query, values)
         except pg.UniqueViolation as e:
             if e.diag.constraint_name != ONE_IN_PROGRESS:
                 raise
