@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any, TypeAlias
 from uuid import uuid4
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import DecodeError, Message
 
-from deployment_pipeline import deadline, status
+from deployment_pipeline import deadline, logs, status
 from deployment_pipeline.errors import InvalidFields, Overloaded, Refusal, ShuttingDown, Violation
 from dp.v1 import deployment_pipeline_pb2 as pb
 
@@ -69,17 +71,10 @@ class Calls(grpc.GenericRpcHandler):
             except DecodeError:
                 return _Unreadable()
 
-        async def call(request: Any, context: Context) -> Any:
-            self._running += 1
-            try:
-                return await self._serve(method, behavior, request, context)
-            finally:
-                self._running -= 1
-                if not self._running:
-                    self._idle.set()
-
         return grpc.unary_unary_rpc_method_handler(
-            call, request_deserializer=read, response_serializer=handler.response_serializer
+            partial(self._serve, method, behavior),
+            request_deserializer=read,
+            response_serializer=handler.response_serializer,
         )
 
     async def _serve(
@@ -93,6 +88,7 @@ class Calls(grpc.GenericRpcHandler):
         code = grpc.StatusCode.OK
         said: Mapping[str, Any] = {}
         deadline.start(context.time_remaining())
+        self._running += 1
         try:
             if self._draining:
                 raise ShuttingDown
@@ -119,8 +115,10 @@ class Calls(grpc.GenericRpcHandler):
             code, said = answer.code, answer.facts
             await _abort(context, answer)
         finally:
-            log.info(
-                "call",
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+            logs.call(
                 method=method,
                 code=code.name,
                 ms=round((time.perf_counter() - started) * 1000, 2),
@@ -134,19 +132,25 @@ async def _abort(context: Context, answer: status.Answer) -> None:
     await context.abort(answer.code, answer.message, trailing_metadata=metadata)
 
 
+_STATUSES = {number: name for name, number in pb.DeploymentStatus.Status.items()}
 _REQUEST_FIELDS = ("pipeline_name", "deployment_id", "request_id")
 
 
-def _subject(request: Any, response: Any, context: Context) -> dict[str, Any]:
+@cache
+def _fields(request: Descriptor) -> Sequence[str]:
+    return [field for field in _REQUEST_FIELDS if field in request.fields_by_name]
+
+
+def _subject(request: Message, response: Message, context: Context) -> dict[str, Any]:
     """What the call was about, for people who look for it in the log."""
-    said = {field: value for field in _REQUEST_FIELDS if (value := getattr(request, field, ""))}
+    said = {field: value for field in _fields(request.DESCRIPTOR) if (value := getattr(request, field))}
     if isinstance(response, pb.DeploymentStatus):
         said |= {
             "pipeline_name": response.pipeline_name,
             "deployment_id": response.id,
             "version": response.version,
             "stage": response.current_stage,
-            "status": pb.DeploymentStatus.Status.Name(response.status),
+            "status": _STATUSES[response.status],
         }
     elif name := getattr(request, "name", ""):
         said["pipeline_name"] = name

@@ -14,21 +14,17 @@ _with_exception = structlog.processors.ExceptionRenderer(
     structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 )
 _encode = json.JSONEncoder(default=repr).encode
+_everywhere: dict[str, object] = {}
+_ours = logging.getLogger("deployment_pipeline")
 
 
 def configure(level: str, **everywhere: object) -> None:
     """everywhere: what every line says."""
     threshold = getattr(logging, level.upper())
-
-    def line(logger: object, level: str, event: MutableMapping[str, Any]) -> str:
-        # One step instead of a chain of them: every call is one line.
-        if "exc_info" in event:
-            event = _with_exception(logger, level, event)
-        now = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
-        return _encode({**event, **everywhere, "level": level, "timestamp": f"{now}Z"})
-
+    _ours.setLevel(threshold)
+    _everywhere.update(everywhere)
     structlog.configure(
-        processors=[line],
+        processors=[_line],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
@@ -37,6 +33,20 @@ def configure(level: str, **everywhere: object) -> None:
     # every attempt at every connection; readiness says once that Postgres is away.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[_JsonHandler()])
+
+
+def call(**facts: object) -> None:
+    """The line of a call. As structlog would write it, for a third of the price: every call has one."""
+    if _ours.isEnabledFor(logging.INFO):
+        sys.stderr.write(_line(None, "info", {"event": "call", **facts}) + "\n")
+
+
+def _line(logger: object, level: str, event: MutableMapping[str, Any]) -> str:
+    """One step instead of structlog's chain."""
+    if "exc_info" in event:
+        event = _with_exception(logger, level, event)
+    now = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
+    return _encode({**event, **_everywhere, "level": level, "timestamp": f"{now}Z"})
 
 
 class _JsonHandler(logging.Handler):
