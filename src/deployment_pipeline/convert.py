@@ -32,6 +32,8 @@ MAX_PAGE_BYTES = 3 * 1024 * 1024
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _STATUSES = dict(pb.DeploymentStatus.Status.items())
+_ON_BUSY: dict[int, str] = {number: name for name, number in pb.TriggerDeploymentRequest.OnBusy.items()}
+_ON_BUSY[pb.TriggerDeploymentRequest.ON_BUSY_UNSPECIFIED] = "REJECT"
 
 
 def pipeline(model: Pipeline) -> pb.Pipeline:
@@ -184,11 +186,7 @@ def state(model: PipelineState) -> pb.PipelineState:
 
 def on_busy(request: pb.TriggerDeploymentRequest) -> str:
     """The name of the value; a number that is none stays a number."""
-    values = pb.TriggerDeploymentRequest.OnBusy
-    if request.on_busy == values.ON_BUSY_UNSPECIFIED:
-        return values.Name(values.REJECT)
-    known = request.on_busy in values.values()
-    return values.Name(request.on_busy) if known else str(request.on_busy)
+    return _ON_BUSY.get(request.on_busy) or str(request.on_busy)
 
 
 def expiry(request: pb.LockPipelineRequest) -> datetime | None:

@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import structlog
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
@@ -186,12 +186,12 @@ class Guard:
 
     def __init__(self, redis_url: str, lease_ms: int, max_batch: int) -> None:
         self._lease_ms = lease_ms
-        pool = BlockingConnectionPool.from_url(
+        pool = ConnectionPool.from_url(
             redis_url,
             max_connections=CONNECTIONS,
-            timeout=BUDGET_SECONDS,
-            socket_timeout=BUDGET_SECONDS,
-            socket_connect_timeout=BUDGET_SECONDS,
+            # A batch has one time limit, in _send; a timer for every write and read costs more than those.
+            socket_timeout=None,
+            socket_connect_timeout=None,
             retry=Retry(NoBackoff(), 0),
         )
         self._redis = Redis.from_pool(pool)

@@ -53,12 +53,11 @@ class Deployments:
         rules.text("reason", reason)
         rules.request_id(request_id)
         rules.check()
-        key = request_key(request_id, "trigger", pipeline, version, on_busy, labels, reason)
-        id = deployment_id_for(pipeline, request_id)
         # Who may wait, or may be repeating itself, must ask Postgres in any case.
         hopeless_if_busy = on_busy == "REJECT" and not request_id
 
         async def attempt(this: Attempt[Change[Deployment]]) -> None:
+            id = deployment_id_for(pipeline, request_id)
             passage = await self._guard.gate(pipeline, id) if on_busy == "REJECT" else Passage(None)
             if passage.refused_by and hopeless_if_busy:
                 lease = passage.refused_by
@@ -67,11 +66,12 @@ class Deployments:
                 return
             if passage.refused_by:
                 # A repeat, or hopeless: nothing to race for, so the next one need not wait for the answer.
-                self._changes.begin(judge(this, Passage(None)))
+                self._changes.begin(judge(this, id, Passage(None)))
             else:
-                await judge(this, passage)
+                await judge(this, id, passage)
 
-        async def judge(this: Attempt[Change[Deployment]], passage: Passage) -> None:
+        async def judge(this: Attempt[Change[Deployment]], id: UUID, passage: Passage) -> None:
+            key = request_key(request_id, "trigger", pipeline, version, on_busy, labels, reason)
             active: Deployment | None = None
             try:
                 judged = await self._store.trigger(id, pipeline, version, on_busy, labels, reason, key)
