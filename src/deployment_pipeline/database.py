@@ -166,10 +166,12 @@ class Database:
             raise OutcomeUnknown(subject, key.id if key.digest else "")
         raise StoreUnavailable
 
-    async def read(self, statement: Statement, values: Sequence[Any] = ()) -> list[Row]:
-        """Repeats once if the connection breaks. Raises StoreUnavailable or Overloaded."""
+    async def read(
+        self, statement: Statement, values: Sequence[Any] = (), *, alone: bool = False
+    ) -> list[Row]:
+        """Repeats once if the connection breaks. alone: in no batch. Raises StoreUnavailable, Overloaded."""
         with contextlib.suppress(_Lost):
-            return await self._ask(statement, values)
+            return await (self._alone if alone else self._ask)(statement, values)
         try:
             return await self._alone(statement, values)
         except _Lost as lost:

@@ -46,6 +46,9 @@ def _change(function: str, types: Sequence[str], *columns: str) -> Statement:
     return Statement(call, *types, "text", "bytea", "integer", waits=True)
 
 
+# Longer pages are read alone: a batch of them would hold up the event loop while its rows are loaded.
+ROWS_TOGETHER = 100
+
 _DEPLOYMENT = deployment_columns("(deployment)")
 _PIPELINE = pipeline_columns("(pipeline)")
 
@@ -80,7 +83,8 @@ GET_DEPLOYMENT = Statement(
     "uuid",
 )
 # One row without a deployment when there is a pipeline and nothing to show; none when there is no pipeline.
-HISTORY = Statement(f"""
+HISTORY = Statement(
+    f"""
     SELECT {deployment_columns("d")}, {waiting_columns("w")}
     FROM (VALUES (%s::text, %s::bigint, %s::integer, %s::text[], %s::text, %s::text))
         q (pipeline, before, most, statuses, reached, completed)
@@ -95,7 +99,9 @@ HISTORY = Statement(f"""
         ORDER BY d.seq DESC LIMIT q.most
     ) d ON true {_WAITING}
     ORDER BY d.seq DESC
-""")
+    """,
+    *("text", "bigint", "integer", "text[]", "text", "text"),
+)
 # The active deployment and those in line, next to the pipeline; the active one has no place in line.
 STATE = Statement(f"""
     SELECT {pipeline_columns("p")},
@@ -280,7 +286,7 @@ class Store:
             *(pipeline, before, limit),
             *(list(where.statuses) or None, where.reached_stage or None, where.completed_stage or None),
         )
-        rows = await self._database.read(HISTORY, values)
+        rows = await self._database.read(HISTORY, values, alone=limit > ROWS_TOGETHER)
         if not rows:
             return None
         deployments = (to_deployment(row[:-WAITING_WIDTH], row[-WAITING_WIDTH:]) for row in rows)

@@ -13,7 +13,8 @@ from deployment_pipeline import deadline
 from deployment_pipeline.database import Database
 from deployment_pipeline.errors import OutcomeUnknown, StoreUnavailable
 from deployment_pipeline.identity import RequestKey
-from deployment_pipeline.model import Judged
+from deployment_pipeline.model import HistoryFilter, Judged
+from deployment_pipeline.states import Status
 from deployment_pipeline.store import Store
 from support.proxy import Proxy, postgres_proxy
 from support.stores import Stores
@@ -135,6 +136,40 @@ async def test_each_has_its_own_outcome(
     assert first.deployment
     assert judged[4].deployment.id == first.deployment.id
     assert replica.statements() == 1
+
+
+async def test_each_has_its_own_page_of_history(
+    replica: Replica, pipelines: list[str], new_name: Callable[[], str]
+) -> None:
+    """Newest first, with filters and without; of a pipeline without deployments, and of none."""
+    busy, idle, *_ = pipelines
+    for version in ("1", "2", "3"):
+        started = (await replica.trigger(busy, version)).deployment
+        assert started
+        await replica.store.cancel(started.id, "", key())
+    await replica.trigger(busy, "4")
+    newest = 2**63 - 1
+    asked = (
+        (busy, HistoryFilter(), newest, 2),
+        (idle, HistoryFilter(), newest, 2),
+        (busy, HistoryFilter([Status.CANCELLED], "build"), newest, 10),
+        (new_name(), HistoryFilter(), newest, 2),
+        (busy, HistoryFilter(), 3, 10),
+        (busy, HistoryFilter(completed_stage="build"), newest, 10),
+    )
+    pages = await asyncio.gather(*(replica.store.history(*page) for page in asked))
+    assert [None if page is None else [deployment.version for deployment in page] for page in pages] == [
+        ["4", "3"],
+        [],
+        ["3", "2", "1"],
+        None,
+        ["2", "1"],
+        [],
+    ]
+    replica.proxy.reset()
+    assert pages == await asyncio.gather(*(replica.store.history(*page) for page in asked))
+    assert replica.statements() == 1, "it is prepared by now"
+    assert pages == [await replica.store.history(*page) for page in asked]
 
 
 async def test_what_must_fail_fails_alone(replica: Replica, pipelines: list[str]) -> None:

@@ -192,7 +192,7 @@ READS = {
 
 
 def test_the_list_of_statements_is_complete() -> None:
-    assert {"GET_DEPLOYMENT.many", "HISTORY.one", "STATE.one", "STAGE_STATES.one"} <= set(READS)
+    assert {"GET_DEPLOYMENT.many", "HISTORY.many", "STATE.one", "STAGE_STATES.one"} <= set(READS)
 
 
 @pytest.mark.parametrize("name", READS)
