@@ -85,7 +85,8 @@ def _write(message: pb.DeploymentStatus, model: Deployment) -> pb.DeploymentStat
     # A stage is left when the next one is entered or the deployment ends; those to come have no times.
     left = (*model.stage_entered_at[1:], model.completed_at)
     for name, since, ended in zip_longest(model.stages, model.stage_entered_at, left):
-        run = message.stages.add(name=name)
+        run = message.stages.add()
+        run.name = name
         if since:
             _set(run.entered_at, since)
             if ended:

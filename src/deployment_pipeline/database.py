@@ -73,10 +73,11 @@ class Connection(psycopg.AsyncConnection[Row]):
         self.add_notice_handler(self._notice)
 
     async def ask(self, query: bytes, values: Sequence[Any]) -> list[Row]:
-        """Its rows. Each query keeps its cursor, which keeps what psycopg learns of its columns."""
+        """Its rows. Each query keeps its cursor, which keeps what psycopg learns of its columns; binary, for
+        times as text take both sides longer."""
         cursor = self._cursors.get(query)
         if cursor is None:
-            cursor = self._cursors[query] = self.cursor()
+            cursor = self._cursors[query] = self.cursor(binary=True)
         await cursor.execute(query, values)
         return await cursor.fetchall()
 
