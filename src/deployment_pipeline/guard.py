@@ -37,10 +37,10 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import structlog
-from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from deployment_pipeline.gathering import Gathering
 from deployment_pipeline.model import Deployment
@@ -89,7 +89,7 @@ class _Script:
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
-# ARGV: my id, T_c, TTL of active. Returns t0 and the lease that refuses, 'RESERVED' or 'VERIFY'.
+# ARGV: my id, T_c, TTL of active. Returns t0, and after a space the lease that refuses, RESERVED or VERIFY.
 _GATE = _Script("""
 local now = now_ms()
 local t0 = string.format('%.0f', now)
@@ -97,10 +97,10 @@ local lease, active = read(KEYS[2]), read(KEYS[1])
 if lease and active then
     local id, until_ms = string.match(lease, '^C:%d+:([%x-]+):(%d+):')
     local left = (tonumber(until_ms) or 0) - now
-    if id == active and left > 0 and left <= tonumber(ARGV[2]) then return {t0, lease} end
+    if id == active and left > 0 and left <= tonumber(ARGV[2]) then return t0 .. ' ' .. lease end
 end
-if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[3]) then return {t0, 'RESERVED'} end
-return {t0, 'VERIFY'}
+if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[3]) then return t0 .. ' RESERVED' end
+return t0 .. ' VERIFY'
 """)
 
 # ARGV: seq and id of the active one, its lease, t0 + T_c, TTL of active, the id that passed the gate, T_c.
@@ -186,7 +186,7 @@ class Guard:
 
     def __init__(self, redis_url: str, lease_ms: int, max_batch: int) -> None:
         self._lease_ms = lease_ms
-        pool = ConnectionPool.from_url(
+        self._pool: ConnectionPool = ConnectionPool.from_url(
             redis_url,
             max_connections=CONNECTIONS,
             # A batch has one time limit, in _send; a timer for every write and read costs more than those.
@@ -194,7 +194,7 @@ class Guard:
             socket_connect_timeout=None,
             retry=Retry(NoBackoff(), 0),
         )
-        self._redis = Redis.from_pool(pool)
+        self._redis = Redis.from_pool(self._pool)
         self._steps = Gathering(self._send, max_batch)
         self._failures = 0
         self._closed_again_at = 0.0
@@ -212,10 +212,10 @@ class Guard:
 
     async def gate(self, pipeline: str, id: UUID) -> Passage:
         """Before a trigger: is it known to be hopeless? If not, reserve the pipeline for this id."""
-        answer = await self._run(_GATE, pipeline, str(id), self._lease_ms, ACTIVE_TTL_MS)
+        answer: bytes | None = await self._run(_GATE, pipeline, str(id), self._lease_ms, ACTIVE_TTL_MS)
         if answer is None:
             return Passage(None)
-        t0, verdict = answer
+        t0, verdict = answer.split(b" ", 1)
         return Passage(int(t0), Lease.load(verdict) if verdict.startswith(b"C:") else None)
 
     async def fill(self, passage: Passage, active: Deployment, passed: UUID) -> None:
@@ -259,11 +259,9 @@ class Guard:
         """A trigger that passed the gate came to nothing: take its reservation back."""
         await self._run(_RELEASE, pipeline, str(id))
 
-    async def _run(
-        self, script: _Script, pipeline: str, *args: str | int, always: bool = False
-    ) -> Sequence[bytes] | None:
-        """One script; None if Redis is away, slow or broken. always: try it even while the breaker is open,
-        for others may see a Redis that we have given up, and must see the tombstone in it."""
+    async def _run(self, script: _Script, pipeline: str, *args: str | int, always: bool = False) -> Any:
+        """One script's answer; None if Redis is away, slow or broken. always: try it even while the breaker
+        is open, for others may see a Redis that we have given up, and must see the tombstone in it."""
         loop = asyncio.get_running_loop()
         budget = BUDGET_SECONDS
         if self._failures >= FAILURES_TO_OPEN:
@@ -279,7 +277,7 @@ class Guard:
         try:
             async with asyncio.timeout(budget):
                 # What must be tried is sent even if nobody waits for it any more.
-                answer: Sequence[bytes] = await (asyncio.shield(step) if always else step)
+                answer = await (asyncio.shield(step) if always else step)
         except (RedisError, OSError) as error:
             self._failures += 1
             self._closed_again_at = loop.time() + OPEN_SECONDS
@@ -294,17 +292,32 @@ class Guard:
     async def _send(self, steps: Sequence[_Step]) -> list[Any]:
         """All of them in one write; each step's answer or error."""
         async with asyncio.timeout(BUDGET_SECONDS):
-            answers = await self._pipeline([("EVALSHA", step.script.sha) for step in steps], steps)
+            answers = await self._together([("EVALSHA", step.script.sha) for step in steps], steps)
             unknown = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
             if unknown:  # Redis is new: it gets the scripts with the steps that it could not do
                 again = [steps[i] for i in unknown]
-                said = await self._pipeline([("EVAL", step.script.text) for step in again], again)
+                said = await self._together([("EVAL", step.script.text) for step in again], again)
                 for i, answer in zip(unknown, said, strict=True):
                     answers[i] = answer
         return answers
 
-    async def _pipeline(self, commands: Sequence[tuple[str, str]], steps: Sequence[_Step]) -> list[Any]:
-        pipeline = self._redis.pipeline(transaction=False)
-        for command, step in zip(commands, steps, strict=True):
-            pipeline.execute_command(*command, 2, *step.keys_and_arguments)
-        return await pipeline.execute(raise_on_error=False)
+    async def _together(self, commands: Sequence[tuple[str, str]], steps: Sequence[_Step]) -> list[Any]:
+        # Past redis-py's Pipeline, which takes as long as all the rest of a trigger that Redis refuses.
+        connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+        try:
+            await connection.send_packed_command(
+                connection.pack_commands(
+                    (*command, 2, *step.keys_and_arguments)
+                    for command, step in zip(commands, steps, strict=True)
+                )
+            )
+            return [await _answer(connection) for _ in steps]
+        finally:
+            await self._pool.release(connection)
+
+
+async def _answer(connection: Connection) -> Any:
+    try:
+        return await connection.read_response()
+    except ResponseError as error:
+        return error
