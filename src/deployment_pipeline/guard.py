@@ -33,6 +33,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -156,6 +157,7 @@ class Lease:
         return f"C:{self.seq}:{self.id}:{self.until_ms}:{since_us}:{self.stage}:{self.version}"
 
     @classmethod
+    @lru_cache(maxsize=1024)  # a lease refuses many
     def load(cls, text: bytes) -> "Lease | None":
         """None if it is not ours: somebody else wrote it."""
         try:

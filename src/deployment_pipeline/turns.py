@@ -24,13 +24,15 @@ class Attempt(Generic[T]):
 
     def succeed(self, value: T, refusal: Exception | None) -> None:
         """The leader gets the value, the others the refusal; None: they try by themselves."""
-        self.answer.set_result(value)
+        if not self.answer.done():  # its leader has left
+            self.answer.set_result(value)
         if refusal:
             self._share(refusal)
 
     def fail(self, error: BaseException, *, shared: bool) -> None:
         """The leader gets the error; the others too if it is shared, else they try by themselves."""
-        self.answer.set_exception(error)
+        if not self.answer.done():
+            self.answer.set_exception(error)
         if shared:
             self._share(error)
 
@@ -82,7 +84,7 @@ class Turns(Generic[T]):
         task = asyncio.create_task(self._run(key, this, attempt, sharers))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(this.answer)
+        return await this.answer
 
     async def _turn(self, key: str, shares: bool, patience_seconds: float) -> None:
         place = _Place(shares)
