@@ -1,5 +1,6 @@
 """Log lines: one JSON object each, on standard error."""
 
+import contextlib
 import json
 import logging
 import sys
@@ -14,6 +15,21 @@ _with_exception = structlog.processors.ExceptionRenderer(
     structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 )
 _encode = json.JSONEncoder(default=repr).encode
+
+
+class _Stderr:
+    """What cannot be written is lost, and no more than that: a change that was made must not fail with its
+    line because whoever collected the lines is gone."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        """Every line is flushed by its end."""
+
+
+_stderr = _Stderr()
 _everywhere: dict[str, object] = {}
 _ours = logging.getLogger("deployment_pipeline")
 
@@ -26,7 +42,7 @@ def configure(level: str, **everywhere: object) -> None:
     structlog.configure(
         processors=[_line],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=_stderr),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
     )
     # What libraries say through the standard library: warnings matter. The pool's do not, which come for
@@ -38,7 +54,7 @@ def configure(level: str, **everywhere: object) -> None:
 def call(**facts: object) -> None:
     """The line of a call. As structlog would write it, for a third of the price: every call has one."""
     if _ours.isEnabledFor(logging.INFO):
-        sys.stderr.write(_line(None, "info", {"event": "call", **facts}) + "\n")
+        _stderr.write(_line(None, "info", {"event": "call", **facts}) + "\n")
 
 
 def _line(logger: object, level: str, event: MutableMapping[str, Any]) -> str:

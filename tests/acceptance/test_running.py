@@ -286,6 +286,18 @@ async def test_each_call_is_one_json_line_that_says_what_it_was_about(stores: St
     assert calls[3]["refusal"]["reason"] == "INVALID_FIELD"
 
 
+async def test_calls_go_on_when_nobody_reads_the_log_any_more(stores: Stores, pipeline: str) -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as log, server(stores, log=log) as running:
+        os.close(reader)
+        async with grpc.aio.insecure_channel(running.address) as channel:
+            client = TypedClient(channel)
+            await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")
+            with pytest.raises(Refused, match="is busy"):
+                await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")
+        assert running.stop() == 0
+
+
 def test_every_setting_is_documented() -> None:
     readme = (ROOT / "README.md").read_text()
     for name in re.findall("^DP_[A-Z_]+", run("config").stdout, re.MULTILINE):
