@@ -280,19 +280,34 @@ class Guard:
             async with asyncio.timeout(budget):
                 # What must be tried is sent even if nobody waits for it any more.
                 answer = await (asyncio.shield(step) if always else step)
-        except (RedisError, OSError) as error:
-            self._failures += 1
-            self._closed_again_at = loop.time() + OPEN_SECONDS
-            if self._failures == FAILURES_TO_OPEN:
-                log.warning("redis is left out: triggers go to postgres", error=str(error))
+        except (RedisError, OSError):
             return None
-        if self._failures >= FAILURES_TO_OPEN:
-            log.info("redis is back")
-        self._failures = 0
         return answer
 
     async def _send(self, steps: Sequence[_Step]) -> list[Any]:
         """All of them in one write; each step's answer or error."""
+        try:
+            answers = await self._answers(steps)
+        except (RedisError, OSError) as error:
+            self._failed(error)
+            raise
+        errors = [answer for answer in answers if isinstance(answer, RedisError)]
+        if errors:
+            self._failed(errors[0])
+        else:
+            if self._failures >= FAILURES_TO_OPEN:
+                log.info("redis is back")
+            self._failures = 0
+        return answers
+
+    def _failed(self, error: Exception) -> None:
+        """A round trip, not each of its steps: a process that was held up for a moment failed once."""
+        self._failures += 1
+        self._closed_again_at = asyncio.get_running_loop().time() + OPEN_SECONDS
+        if self._failures == FAILURES_TO_OPEN:
+            log.warning("redis is left out: triggers go to postgres", error=str(error))
+
+    async def _answers(self, steps: Sequence[_Step]) -> list[Any]:
         async with asyncio.timeout(BUDGET_SECONDS):
             answers = await self._together([("EVALSHA", step.script.sha) for step in steps], steps)
             unknown = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]

@@ -294,6 +294,22 @@ async def test_without_redis_the_breaker_opens_and_a_probe_closes_it(
         await guard.close()
 
 
+async def test_a_round_trip_that_hangs_is_one_failure_for_all_its_steps(
+    stores: Stores, active: Deployment
+) -> None:
+    async def answers(guard: Guard) -> bool:
+        return (await guard.gate(active.pipeline_name, active.id)).t0_ms is not None
+
+    async with redis_proxy(stores.redis_url) as (proxy, url):
+        guard = Guard(url, LEASE_MS, MAX_BATCH)
+        assert await answers(guard)
+        proxy.black_hole = True
+        assert not any(await asyncio.gather(*(answers(guard) for _ in range(20))))
+        proxy.black_hole = False
+        assert await answers(guard), "the breaker is closed"
+        await guard.close()
+
+
 async def test_s3_a_tombstone_is_left_even_if_nobody_waits_for_it_any_more(
     stores: Stores, active: Deployment, redis: redis_client.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
