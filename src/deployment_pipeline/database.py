@@ -35,6 +35,8 @@ RECONNECT_SECONDS = 4.0
 CUT_AFTER_DEADLINE_SECONDS = 1.0
 CUT_SECONDS = 3.0
 CLOSE_SECONDS = 2.0
+# A cursor keeps its last result until the next one: not if it is longer than this.
+KEPT_ROWS = 100
 
 # The outcomes of a function that did what it was asked for.
 MADE = ("OK", "REPLAYED")
@@ -46,6 +48,8 @@ _SESSION = " ".join(
         "statement_timeout": f"{deadline.LONGEST_CALL_SECONDS:.0f}s",
         "idle_in_transaction_session_timeout": "10s",
         "timezone": "UTC",
+        # On a large table a page of history would be planned anew for every call.
+        "plan_cache_mode": "force_generic_plan",
         # Each statement of a function must see what was committed while it waited.
         "default_transaction_isolation": r"read\ committed",
         "application_name": "deployment-pipeline",
@@ -79,7 +83,10 @@ class Connection(psycopg.AsyncConnection[Row]):
         if cursor is None:
             cursor = self._cursors[query] = self.cursor(binary=True)
         await cursor.execute(query, values)
-        return await cursor.fetchall()
+        rows = await cursor.fetchall()
+        if len(rows) > KEPT_ROWS:
+            del self._cursors[query]
+        return rows
 
     def _notice(self, notice: psycopg.errors.Diagnostic) -> None:
         # A cancelled wait for a synchronous standby is reported as success with this warning.
