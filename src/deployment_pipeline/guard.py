@@ -277,12 +277,17 @@ class Guard:
         keys = (f"dp:active:{{{pipeline}}}", f"dp:lease:{{{pipeline}}}")
         step = self._steps.ask(_Step(script, (*keys, *args)))
         try:
-            async with asyncio.timeout(budget):
-                # What must be tried is sent even if nobody waits for it any more.
-                answer = await (asyncio.shield(step) if always else step)
+            if always:  # it is sent even if nobody waits for it any more
+                async with asyncio.timeout(budget):
+                    return await asyncio.shield(step)
+            # The same at a third of the price: every trigger comes by.
+            timer = loop.call_later(budget, _give_up, step)
+            try:
+                return await step
+            finally:
+                timer.cancel()
         except (RedisError, OSError):
             return None
-        return answer
 
     async def _send(self, steps: Sequence[_Step]) -> list[Any]:
         """All of them in one write; each step's answer or error."""
@@ -331,6 +336,11 @@ class Guard:
             return [await _answer(connection) for _ in steps]
         finally:
             await self._pool.release(connection)
+
+
+def _give_up(step: "asyncio.Future[Any]") -> None:
+    if not step.done():
+        step.set_exception(TimeoutError())
 
 
 async def _answer(connection: Connection) -> Any:
