@@ -1,5 +1,6 @@
 """Log lines: one JSON object each, on standard error."""
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -31,6 +32,7 @@ class _Stderr:
 
 _stderr = _Stderr()
 _everywhere: dict[str, object] = {}
+_calls: list[str] = []
 _ours = logging.getLogger("deployment_pipeline")
 
 
@@ -52,9 +54,17 @@ def configure(level: str, **everywhere: object) -> None:
 
 
 def call(**facts: object) -> None:
-    """The line of a call. As structlog would write it, for a third of the price: every call has one."""
+    """The line of a call. As structlog would write it, for a third of the price, for every call has one; what
+    ends in one step of the event loop is written at once."""
     if _ours.isEnabledFor(logging.INFO):
-        _stderr.write(_line(None, "info", {"event": "call", **facts}) + "\n")
+        if not _calls:
+            asyncio.get_running_loop().call_soon(_write_calls)
+        _calls.append(_line(None, "info", {"event": "call", **facts}) + "\n")
+
+
+def _write_calls() -> None:
+    _stderr.write("".join(_calls))
+    _calls.clear()
 
 
 def _line(logger: object, level: str, event: MutableMapping[str, Any]) -> str:
