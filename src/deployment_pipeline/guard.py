@@ -43,6 +43,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
+from deployment_pipeline import deadline
 from deployment_pipeline.gathering import Gathering
 from deployment_pipeline.model import Deployment
 
@@ -280,8 +281,7 @@ class Guard:
             if always:  # it is sent even if nobody waits for it any more
                 async with asyncio.timeout(budget):
                     return await asyncio.shield(step)
-            # The same at a third of the price: every trigger comes by.
-            timer = loop.call_later(budget, _give_up, step)
+            timer = deadline.limit(step, budget)
             try:
                 return await step
             finally:
@@ -325,7 +325,7 @@ class Guard:
 
     async def _together(self, commands: Sequence[tuple[str, str]], steps: Sequence[_Step]) -> list[Any]:
         # Past redis-py's Pipeline, which takes as long as all the rest of a trigger that Redis refuses.
-        connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+        connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py's decorator
         try:
             await connection.send_packed_command(
                 connection.pack_commands(
@@ -336,11 +336,6 @@ class Guard:
             return [await _answer(connection) for _ in steps]
         finally:
             await self._pool.release(connection)
-
-
-def _give_up(step: "asyncio.Future[Any]") -> None:
-    if not step.done():
-        step.set_exception(TimeoutError())
 
 
 async def _answer(connection: Connection) -> Any:

@@ -44,7 +44,7 @@ def configure(level: str, **everywhere: object) -> None:
     structlog.configure(
         processors=[_line],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.WriteLoggerFactory(file=_stderr),  # type: ignore[arg-type]
+        logger_factory=structlog.WriteLoggerFactory(file=_stderr),  # type: ignore[arg-type]  # it does what is used of a file
         cache_logger_on_first_use=True,
     )
     # What libraries say through the standard library: warnings matter. The pool's do not, which come for

@@ -31,7 +31,7 @@ OPTIONS = (
     # Callers may ping an idle connection every ten seconds.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    # Beyond these the core drops calls as CANCELLED; refusing them is the interceptor's business.
+    # Beyond these the core drops calls as CANCELLED; refusing them is the business of `Calls`.
     ("grpc.server.max_pending_requests", 100_000),
     ("grpc.server.max_pending_requests_hard_limit", 200_000),
 )

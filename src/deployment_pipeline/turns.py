@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+from deployment_pipeline import deadline
+
 T = TypeVar("T")
 
 
@@ -54,10 +56,6 @@ class _Place:
         self.shares = shares
         self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def leave(self) -> None:
-        if not self.turn.done():
-            self.turn.set_exception(TimeoutError())
-
 
 class Turns(Generic[T]):
     def __init__(self) -> None:
@@ -89,8 +87,7 @@ class Turns(Generic[T]):
     async def _turn(self, key: str, shares: bool, patience_seconds: float) -> None:
         place = _Place(shares)
         self._lines[key].append(place)
-        # On a hot pipeline everybody waits here: asyncio.timeout would cost thrice as much.
-        timer = asyncio.get_running_loop().call_later(patience_seconds, place.leave)
+        timer = deadline.limit(place.turn, patience_seconds)
         try:
             await place.turn
         except asyncio.CancelledError:

@@ -15,7 +15,7 @@ from deployment_pipeline.errors import OutcomeUnknown, StoreUnavailable
 from deployment_pipeline.identity import RequestKey
 from deployment_pipeline.model import HistoryFilter, Judged
 from deployment_pipeline.states import Status
-from deployment_pipeline.store import Store
+from deployment_pipeline.store import ROWS_TOGETHER, Store
 from support.proxy import Proxy, postgres_proxy
 from support.stores import Stores
 
@@ -170,6 +170,20 @@ async def test_each_has_its_own_page_of_history(
     assert pages == await asyncio.gather(*(replica.store.history(*page) for page in asked))
     assert replica.statements() == 1, "it is prepared by now"
     assert pages == [await replica.store.history(*page) for page in asked]
+
+
+async def test_long_pages_of_history_are_read_alone(replica: Replica, pipelines: list[str]) -> None:
+    async def read(most: int) -> int:
+        replica.proxy.reset()
+        await asyncio.gather(
+            *(replica.store.history(name, HistoryFilter(), 2**63 - 1, most) for name in pipelines[:3])
+        )
+        return replica.statements()
+
+    for most in (ROWS_TOGETHER, ROWS_TOGETHER + 1):
+        await read(most)  # they are prepared by now
+    assert await read(ROWS_TOGETHER) == 1
+    assert await read(ROWS_TOGETHER + 1) == 3
 
 
 async def test_what_must_fail_fails_alone(replica: Replica, pipelines: list[str]) -> None:

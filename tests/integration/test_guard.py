@@ -262,51 +262,49 @@ async def test_s7_a_lease_that_names_another_than_the_active_one_refuses_nobody(
     assert not await refused(guard, active)
 
 
+async def answers(guard: Guard, active: Deployment) -> bool:
+    return (await guard.gate(active.pipeline_name, active.id)).t0_ms is not None
+
+
 async def test_without_redis_the_breaker_opens_and_a_probe_closes_it(
     stores: Stores, active: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guard_module, "OPEN_SECONDS", 0.3)
 
-    async def answers(guard: Guard) -> bool:
-        return (await guard.gate(active.pipeline_name, active.id)).t0_ms is not None
-
     async with redis_proxy(stores.redis_url) as (proxy, url):
         guard = Guard(url, LEASE_MS, MAX_BATCH)
-        assert await answers(guard)
+        assert await answers(guard, active)
         proxy.away = True
         for _ in range(guard_module.FAILURES_TO_OPEN):
-            assert not await answers(guard)
+            assert not await answers(guard, active)
         proxy.away = False
         proxy.reset()
-        assert not await answers(guard)
+        assert not await answers(guard, active)
         assert not proxy.asked, "the open breaker does not even ask"
         await guard.end(active, None)
         assert proxy.asked, "but an end is told: others may rely on this Redis"
-        assert await answers(guard), "and closes the breaker if it is heard"
+        assert await answers(guard, active), "and closes the breaker if it is heard"
         proxy.away = True
         for _ in range(guard_module.FAILURES_TO_OPEN):
-            assert not await answers(guard)
+            assert not await answers(guard, active)
         proxy.away = False
-        assert not await answers(guard)
+        assert not await answers(guard, active)
         await asyncio.sleep(guard_module.OPEN_SECONDS)
-        assert await answers(guard)
-        assert await answers(guard)
+        assert await answers(guard, active)
+        assert await answers(guard, active)
         await guard.close()
 
 
 async def test_a_round_trip_that_hangs_is_one_failure_for_all_its_steps(
     stores: Stores, active: Deployment
 ) -> None:
-    async def answers(guard: Guard) -> bool:
-        return (await guard.gate(active.pipeline_name, active.id)).t0_ms is not None
-
     async with redis_proxy(stores.redis_url) as (proxy, url):
         guard = Guard(url, LEASE_MS, MAX_BATCH)
-        assert await answers(guard)
+        assert await answers(guard, active)
         proxy.black_hole = True
-        assert not any(await asyncio.gather(*(answers(guard) for _ in range(20))))
+        assert not any(await asyncio.gather(*(answers(guard, active) for _ in range(20))))
         proxy.black_hole = False
-        assert await answers(guard), "the breaker is closed"
+        assert await answers(guard, active), "the breaker is closed"
         await guard.close()
 
 

@@ -173,6 +173,14 @@ async def test_no_statement_reads_a_table_from_end_to_end(store: Store, filled: 
     assert sequential_scans(filled) == before
 
 
+async def test_no_statement_is_planned_for_each_call(store: Store) -> None:
+    await every_statement(store)
+    plans = "SELECT sum(generic_plans), sum(custom_plans) FROM pg_prepared_statements"
+    [(generic, custom)] = await store._database.read(Statement(plans))
+    assert generic > 0
+    assert custom == 0
+
+
 def test_the_counter_would_notice(filled: str) -> None:
     before = sequential_scans(filled)
     with psycopg.connect(filled, autocommit=True) as connection:
