@@ -5,9 +5,9 @@ that step. While one is under way the next one collects. It goes when nothing is
 it has grown to CROWD times what is: so a busy store gets few large batches, and a round trip that hangs does
 not hold up everybody. There is no timer.
 
-gRPC hands over one call in a step of the event loop, and a store answers within two or three. So that busy
-callers do not go one by one, the end of a round trip that had company counts only STEPS steps later. A lone
-call waits for nothing.
+gRPC hands over a call in several steps of the event loop, and a store answers within two or three. So that
+busy callers do not go one by one, the end of a round trip that had company counts only when nobody has come
+for STEPS steps. A lone call waits for nothing.
 """
 
 import asyncio
@@ -75,8 +75,15 @@ class Gathering(Generic[Q, A]):
             else:
                 waiting.set_result(answer)
         if len(batch) > 1 or self._waiting:
-            for _ in range(STEPS):
-                await asyncio.sleep(0)
+            await self._quiet()
         self._under_way -= len(batch)
         if self._waiting:
             self._look()
+
+    async def _quiet(self) -> None:
+        """Until nobody has come for STEPS steps, or those who came have gone as a crowd."""
+        known, steps = len(self._waiting), 0
+        while steps < STEPS and len(self._waiting) >= known:
+            steps = steps + 1 if len(self._waiting) == known else 0
+            known = len(self._waiting)
+            await asyncio.sleep(0)

@@ -91,6 +91,32 @@ async def test_company_gives_the_next_batch_some_steps_to_collect() -> None:
     assert store.batches == [[0, 1], [2, 3]]
 
 
+async def test_they_collect_until_nobody_comes() -> None:
+    store = Store()
+    for n in range(2):
+        store.gathering.ask(n)
+    await settle()
+    store.let_go(0)
+    for n in range(2, 8):
+        await settle(STEPS // 2)
+        store.gathering.ask(n)
+    assert store.batches == [[0, 1]]
+    await settle()
+    assert store.batches == [[0, 1], [2, 3, 4, 5, 6, 7]]
+
+
+async def test_an_endless_stream_keeps_no_batch_that_is_answered() -> None:
+    async def send(questions: Sequence[int]) -> Sequence[int]:
+        return questions
+
+    gathering = Gathering(send, 64)
+    before = len(asyncio.all_tasks())
+    for n in range(5000):
+        gathering.ask(n)
+        await asyncio.sleep(0)
+        assert len(asyncio.all_tasks()) - before < 5
+
+
 async def test_after_a_lone_question_nobody_waits() -> None:
     store = Store()
     answer = store.gathering.ask(0)
