@@ -5,6 +5,7 @@ import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -116,7 +117,8 @@ class Bench:
         connections say how much they did when they are closed."""
         self.hot_stack.close()
         count = self.judged() - self.judged_before
-        leases = len(self.found["refused"]) * (self.seconds + load.WARM_UP_SECONDS) / LEASE_SECONDS
+        # A round begins without a lease: the one before ended longer ago than that.
+        leases = len(self.found["refused"]) * ceil((self.seconds + load.WARM_UP_SECONDS) / LEASE_SECONDS)
         return count / self.refused, count / (leases * HOT_PIPELINES * WORKERS)
 
 
