@@ -53,8 +53,9 @@ OPEN_BUDGET_SECONDS = 0.01
 CONNECTIONS = 32
 FAILURES_TO_OPEN = 3
 OPEN_SECONDS = 1.0
-# dp:active is only a hint; its life just keeps garbage from staying.
+# dp:active is only a hint; its life just keeps garbage from staying. A reservation is one for a call.
 ACTIVE_TTL_MS = 24 * 60 * 60 * 1000
+RESERVED_TTL_MS = round(deadline.LONGEST_CALL_SECONDS * 1000)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -91,7 +92,7 @@ class _Script:
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
-# ARGV: my id, T_c, TTL of active. Returns t0, and after a space the lease that refuses, RESERVED or VERIFY.
+# ARGV: my id, T_c, TTL of the reservation. Returns t0, and after a space what refuses, RESERVED or VERIFY.
 _GATE = _Script("""
 local now = now_ms()
 local t0 = string.format('%.0f', now)
@@ -215,7 +216,7 @@ class Guard:
 
     async def gate(self, pipeline: str, id: UUID) -> Passage:
         """Before a trigger: is it known to be hopeless? If not, reserve the pipeline for this id."""
-        answer: bytes | None = await self._run(_GATE, pipeline, str(id), self._lease_ms, ACTIVE_TTL_MS)
+        answer: bytes | None = await self._run(_GATE, pipeline, str(id), self._lease_ms, RESERVED_TTL_MS)
         if answer is None:
             return Passage(None)
         t0, verdict = answer.split(b" ", 1)

@@ -52,7 +52,7 @@ class DeploymentPipelineService(pb_grpc.DeploymentPipelineServicer):
     async def TriggerDeployment(
         self, request: pb.TriggerDeploymentRequest, context: Context
     ) -> pb.DeploymentStatus:
-        change = await self._engine.deployments.trigger(
+        change = await self._engine.triggers.trigger(
             request.pipeline_name,
             request.version,
             convert.on_busy(request),

@@ -18,9 +18,10 @@ T = TypeVar("T")
 
 class Attempt(Generic[T]):
     """One attempt under way, as the leader's code sees it. Answer once; what is done after the answer still
-    belongs to the turn, but nobody waits for it save the next in line."""
+    belongs to the turn, but nobody waits for it save the next in line. waited: for others' attempts."""
 
-    def __init__(self, sharers: "deque[_Place]") -> None:
+    def __init__(self, sharers: "deque[_Place]", waited: bool) -> None:
+        self.waited = waited
         self.answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._sharers = sharers
 
@@ -72,12 +73,12 @@ class Turns(Generic[T]):
     ) -> T:
         """Lead an attempt when it is our turn, or (`shares`) get another's refusal. Once it has begun, an
         attempt is not cancelled with its caller. Raises TimeoutError if our turn did not come in time."""
-        if key in self._lines:
+        if waited := key in self._lines:
             await self._turn(key, shares, patience_seconds)
         # Who stands in line now may share; who comes later goes into a line of its own.
         sharers = self._lines.get(key, deque())
         self._lines[key] = deque()
-        this: Attempt[T] = Attempt(sharers)
+        this: Attempt[T] = Attempt(sharers, waited)
         this.answer.add_done_callback(_retrieve)
         task = asyncio.create_task(self._run(key, this, attempt, sharers))
         self._tasks.add(task)

@@ -149,3 +149,24 @@ async def test_an_unknown_pipeline_leaves_no_key(client: Client, redis: redis_cl
             break
         await asyncio.sleep(0.02)
     assert not redis.keys(f"*{name}*")
+
+
+async def test_who_is_hopeless_waits_behind_nobody(
+    settings: Settings, pipeline: str, sql: psycopg.Connection
+) -> None:
+    async with (
+        running(settings.model_copy(update={"lease_ms": 60_000})) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        client = TypedClient(channel)
+        active = await trigger(client, pipeline)
+        assert isinstance(active, Answer)
+        with sql.transaction():
+            sql.execute("SELECT 1 FROM dp_pipelines WHERE name = %s FOR UPDATE", [pipeline])
+            queued = asyncio.create_task(trigger(client, pipeline, on_busy="QUEUE"))
+            await asyncio.sleep(0.3)
+            refused = await trigger(client, pipeline)
+            assert not queued.done(), "it has the turn, and waits for the row"
+        assert isinstance(refused, Refused)
+        assert refused.facts["deployment_id"] == active.id
+        assert isinstance(await queued, Answer)

@@ -10,7 +10,7 @@ import pytest
 import redis as redis_client
 
 from deployment_pipeline import guard as guard_module
-from deployment_pipeline.guard import Guard, Lease
+from deployment_pipeline.guard import RESERVED_TTL_MS, Guard, Lease
 from deployment_pipeline.model import Deployment
 from deployment_pipeline.states import Status
 from support.proxy import redis_proxy
@@ -73,10 +73,14 @@ async def confirm(guard: Guard, deployment: Deployment) -> None:
     await guard.fill(passage, deployment, deployment.id)
 
 
-async def test_only_a_confirmed_deployment_refuses(guard: Guard, active: Deployment) -> None:
+async def test_only_a_confirmed_deployment_refuses(
+    guard: Guard, active: Deployment, redis: redis_client.Redis
+) -> None:
     assert not await refused(guard, active)
     assert not await refused(guard, active)  # the first one's reservation alone refuses nobody
+    assert 0 < redis.pttl(active_key(active)) <= RESERVED_TTL_MS  # if its trigger is cut off, it goes
     await confirm(guard, active)
+    assert redis.pttl(active_key(active)) > RESERVED_TTL_MS
     passage = await guard.gate(active.pipeline_name, uuid.uuid4())
     lease = passage.refused_by
     assert lease

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deployment_pipeline.engine.changes import Changes
-from deployment_pipeline.engine.deployments import Deployments
+from deployment_pipeline.engine.triggers import Triggers
 from deployment_pipeline.guard import Lease, Passage
 
 
@@ -35,7 +35,7 @@ LEASE = Lease(1, uuid.uuid4(), 1, datetime.now(UTC), "a", "1")
 @pytest.mark.parametrize(("lease", "request_id"), [(None, ""), (None, "r"), (LEASE, "r")])
 async def test_l4_a_bug_reaches_its_caller(lease: Lease | None, request_id: str) -> None:
     broken: Any = Broken(lease)
-    deployments = Deployments(broken, broken, Changes())
+    triggers = Triggers(broken, broken, Changes())
     with pytest.raises(ZeroDivisionError):
         async with asyncio.timeout(5):
-            await deployments.trigger("shop", "1", "REJECT", {}, "", request_id)
+            await triggers.trigger("shop", "1", "REJECT", {}, "", request_id)

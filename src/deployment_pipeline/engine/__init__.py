@@ -4,6 +4,7 @@ from deployment_pipeline.engine.changes import Changes
 from deployment_pipeline.engine.deployments import Deployments
 from deployment_pipeline.engine.pipelines import Pipelines
 from deployment_pipeline.engine.records import Records
+from deployment_pipeline.engine.triggers import Triggers
 from deployment_pipeline.guard import Guard
 from deployment_pipeline.store import Store
 
@@ -16,10 +17,11 @@ class Engine:
     def __init__(self, store: Store, guard: Guard, page_token_key: bytes) -> None:
         self._changes = Changes()
         self.pipelines = Pipelines(store, self._changes)
+        self.triggers = Triggers(store, guard, self._changes)
         self.deployments = Deployments(store, guard, self._changes)
         self.records = Records(store, page_token_key)
 
     async def close(self) -> None:
         """Wait for the changes under way."""
-        await self.deployments.close()
+        await self.triggers.close()
         await self._changes.close()

@@ -4,6 +4,9 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from deployment_pipeline.errors import Refusal
+from deployment_pipeline.model import Change, Deployment, Judged
+
 T = TypeVar("T")
 
 
@@ -31,3 +34,10 @@ class Changes:
         """Wait for the changes under way."""
         while self._tasks:
             await asyncio.wait(self._tasks)
+
+
+def deployment_change(judged: Judged, refusal: Refusal | None) -> Change[Deployment]:
+    """What was made. Raises the refusal."""
+    if refusal or judged.deployment is None:
+        raise refusal or AssertionError(f"{judged.outcome} without a deployment")
+    return Change(judged.deployment, judged.outcome == "REPLAYED")
