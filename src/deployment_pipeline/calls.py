@@ -90,29 +90,29 @@ class Calls(grpc.GenericRpcHandler):
         deadline.start(context.time_remaining())
         self._running += 1
         try:
-            if self._draining:
-                raise ShuttingDown
-            if self._running > MAX_CALLS:
-                raise Overloaded
-            if isinstance(request, _Unreadable):
-                rule = f"is not a {method} request: the bytes are no such message, or a text is not UTF-8"
-                raise InvalidFields([Violation("request", rule)])
-            response = await behavior(request, context)
-            said = _subject(request, response, context)
-            return response
-        except Refusal as refusal:
-            answer = status.of(refusal)
-            code, said = answer.code, {"refusal": {"reason": refusal.reason, **answer.facts}}
-            await _abort(context, answer)
-        except asyncio.CancelledError:
-            # The caller left, or its time is over: there is nobody to answer.
-            code = grpc.StatusCode.CANCELLED
-            raise
-        except Exception:
-            incident = uuid4().hex
-            log.exception("a bug", incident=incident, method=method)
-            answer = status.internal(incident)
-            code, said = answer.code, answer.facts
+            try:
+                if self._draining:
+                    raise ShuttingDown
+                if self._running > MAX_CALLS:
+                    raise Overloaded
+                if isinstance(request, _Unreadable):
+                    rule = f"is not a {method} request: the bytes are no such message, or a text is not UTF-8"
+                    raise InvalidFields([Violation("request", rule)])
+                response = await behavior(request, context)
+                said = _subject(request, response, context)
+                return response
+            except Refusal as refusal:
+                answer = status.of(refusal)
+                code, said = answer.code, {"refusal": {"reason": refusal.reason, **answer.facts}}
+            except asyncio.CancelledError:
+                # The caller left, or its time is over: there is nobody to answer.
+                code = grpc.StatusCode.CANCELLED
+                raise
+            except Exception:
+                incident = uuid4().hex
+                log.exception("a bug", incident=incident, method=method)
+                answer = status.internal(incident)
+                code, said = answer.code, answer.facts
             await _abort(context, answer)
         finally:
             self._running -= 1
@@ -129,7 +129,13 @@ class Calls(grpc.GenericRpcHandler):
 
 async def _abort(context: Context, answer: status.Answer) -> None:
     metadata = ((status.DETAILS_KEY, answer.details),)
-    await context.abort(answer.code, answer.message, trailing_metadata=metadata)
+    try:
+        await context.abort(answer.code, answer.message, trailing_metadata=metadata)
+    except grpc.aio.AbortError as aborted:
+        # The call's state keeps it, and it the call's frames: a cycle for the garbage collector, for each
+        # refusal. Nobody looks at its traceback once this step is over.
+        asyncio.get_running_loop().call_soon(aborted.with_traceback, None)
+        raise
 
 
 _STATUSES = {number: name for name, number in pb.DeploymentStatus.Status.items()}

@@ -1,6 +1,7 @@
 """Every refusal that a caller can provoke: code, reason, facts, details, and nothing of the driver."""
 
 import asyncio
+import gc
 import re
 import uuid
 from collections.abc import Awaitable, Callable
@@ -271,3 +272,16 @@ async def test_a_bug_is_internal_with_an_incident(
         refused = await refusal(TypedClient(channel).call("GetPipeline", name=pipeline))
         assert (refused.code, refused.reason) == (StatusCode.INTERNAL, "INTERNAL")
         assert refused.facts["incident"] in refused.message
+
+
+async def test_a_refusal_leaves_no_garbage(client: Client, pipeline: str, active: Any) -> None:
+    """Its frames in a cycle, for each refusal, cost more than all else of the collector's work."""
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(10):
+            await refusal(client.call("TriggerDeployment", pipeline_name=pipeline, version="2"))
+        left = [found for found in gc.get_objects() if isinstance(found, grpc.aio.AbortError)]
+        assert len(left) <= 1, "the last one's step may not be over"
+    finally:
+        gc.enable()
