@@ -7,7 +7,7 @@ not hold up everybody. There is no timer.
 
 gRPC hands over a call in several steps of the event loop, and a store answers within two or three. So that
 busy callers do not go one by one, the end of a round trip that had company counts only when nobody has come
-for STEPS steps. A lone call waits for nothing.
+for QUIET_STEPS, or after STEPS. A lone call waits for nothing.
 """
 
 import asyncio
@@ -16,7 +16,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 CROWD = 4
-STEPS = 16
+QUIET_STEPS = 16
+STEPS = 128
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -81,9 +82,11 @@ class Gathering(Generic[Q, A]):
             self._look()
 
     async def _quiet(self) -> None:
-        """Until nobody has come for STEPS steps, or those who came have gone as a crowd."""
-        known, steps = len(self._waiting), 0
-        while steps < STEPS and len(self._waiting) >= known:
-            steps = steps + 1 if len(self._waiting) == known else 0
+        """Until nobody has come for QUIET_STEPS, or for STEPS."""
+        quiet = 0
+        for _ in range(STEPS):
             known = len(self._waiting)
             await asyncio.sleep(0)
+            quiet = quiet + 1 if len(self._waiting) == known else 0
+            if quiet == QUIET_STEPS:
+                return

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from deployment_pipeline.gathering import STEPS, Gathering
+from deployment_pipeline.gathering import QUIET_STEPS, STEPS, Gathering
 
 
 class Store:
@@ -28,7 +28,7 @@ class Store:
         self.gates[number].set()
 
 
-async def settle(steps: int = STEPS + 5) -> None:
+async def settle(steps: int = QUIET_STEPS + 5) -> None:
     for _ in range(steps):
         await asyncio.sleep(0)
 
@@ -98,18 +98,32 @@ async def test_they_collect_until_nobody_comes() -> None:
     await settle()
     store.let_go(0)
     for n in range(2, 8):
-        await settle(STEPS // 2)
+        await settle(QUIET_STEPS // 2)
         store.gathering.ask(n)
     assert store.batches == [[0, 1]]
     await settle()
     assert store.batches == [[0, 1], [2, 3, 4, 5, 6, 7]]
 
 
-async def test_an_endless_stream_keeps_no_batch_that_is_answered() -> None:
-    async def send(questions: Sequence[int]) -> Sequence[int]:
-        return questions
+async def echo(questions: Sequence[int]) -> Sequence[int]:
+    return questions
 
-    gathering = Gathering(send, 64)
+
+async def test_company_that_never_ends_keeps_nobody_for_longer_than_the_steps() -> None:
+    gathering = Gathering(echo, 64)
+    for n in range(20):  # only a crowd of 64 could go before they are forgotten
+        gathering.ask(n)
+    waiting: dict[int, asyncio.Future[int]] = {}
+    for step in range(10 * STEPS):
+        if step % (QUIET_STEPS - 1) == 0:
+            waiting[step] = gathering.ask(step)
+        await asyncio.sleep(0)
+        waiting = {n: answer for n, answer in waiting.items() if not answer.done()}
+        assert all(step - asked < STEPS + 10 for asked in waiting)
+
+
+async def test_an_endless_stream_keeps_no_batch_that_is_answered() -> None:
+    gathering = Gathering(echo, 64)
     before = len(asyncio.all_tasks())
     for n in range(5000):
         gathering.ask(n)
