@@ -19,7 +19,7 @@ from deployment_pipeline.errors import (
     StageMismatch,
     Violation,
 )
-from deployment_pipeline.model import Deployment, Judged, Pipeline
+from deployment_pipeline.model import Change, Deployment, Judged, Pipeline
 
 
 def refusal_of_deployment_change(
@@ -67,6 +67,13 @@ def refusal_of_pipeline_change(
             return InvalidFields([Violation("expires_at", "must be in the future")])
         case _:
             return _rest(judged, request_id)
+
+
+def deployment_change(judged: Judged, refusal: Refusal | None) -> Change[Deployment]:
+    """What was made of a deployment. Raises the refusal."""
+    if refusal or judged.deployment is None:
+        raise refusal or AssertionError(f"{judged.outcome} without a deployment")
+    return Change(judged.deployment, judged.outcome == "REPLAYED")
 
 
 def busy(active: Deployment) -> PipelineBusy:

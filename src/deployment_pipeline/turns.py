@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 class Attempt(Generic[T]):
     """One attempt under way, as the leader's code sees it. Answer once; what is done after the answer still
-    belongs to the turn, but nobody waits for it save the next in line. waited: for others' attempts."""
+    belongs to the turn, but nobody waits for it save the next in line. waited: the leader stood in line."""
 
     def __init__(self, sharers: "deque[_Place]", waited: bool) -> None:
         self.waited = waited

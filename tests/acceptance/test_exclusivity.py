@@ -151,8 +151,9 @@ async def test_an_unknown_pipeline_leaves_no_key(client: Client, redis: redis_cl
     assert not redis.keys(f"*{name}*")
 
 
-async def test_who_is_hopeless_waits_behind_nobody(
-    settings: Settings, pipeline: str, sql: psycopg.Connection
+@pytest.mark.parametrize("request_id", ["", "r"])
+async def test_who_is_hopeless_stands_in_no_line(
+    settings: Settings, stores: Stores, pipeline: str, sql: psycopg.Connection, request_id: str
 ) -> None:
     async with (
         running(settings.model_copy(update={"lease_ms": 60_000})) as port,
@@ -161,11 +162,14 @@ async def test_who_is_hopeless_waits_behind_nobody(
         client = TypedClient(channel)
         active = await trigger(client, pipeline)
         assert isinstance(active, Answer)
-        with sql.transaction():
-            sql.execute("SELECT 1 FROM dp_pipelines WHERE name = %s FOR UPDATE", [pipeline])
+        with psycopg.connect(stores.database_url) as stranger:
+            stranger.execute("SELECT FROM dp_pipelines WHERE name = %s FOR UPDATE", [pipeline])
             queued = asyncio.create_task(trigger(client, pipeline, on_busy="QUEUE"))
-            await asyncio.sleep(0.3)
-            refused = await trigger(client, pipeline)
+            for _ in range(500):
+                if sql.execute("SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'").fetchone():
+                    break
+                await asyncio.sleep(0.01)
+            refused = await trigger(client, pipeline, request_id=request_id)
             assert not queued.done(), "it has the turn, and waits for the row"
         assert isinstance(refused, Refused)
         assert refused.facts["deployment_id"] == active.id

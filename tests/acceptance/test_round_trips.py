@@ -11,7 +11,7 @@ import pytest
 from deployment_pipeline import guard
 from deployment_pipeline.server import running
 from deployment_pipeline.settings import Settings
-from support.clients import Client, Refused, TypedClient
+from support.clients import Answer, Client, Refused, TypedClient
 from support.proxy import Proxy, postgres_proxy, redis_proxy
 
 # One for each round trip of the extended protocol, and of the simple one.
@@ -114,6 +114,26 @@ async def test_a_herd_costs_a_handful(counted: Counted, pipeline: str) -> None:
     assert len(refused) == 499
     assert {refusal.reason for refusal in refused} == {"PIPELINE_BUSY"}
     assert counted.cost()[0] <= 5
+
+
+async def test_who_stood_in_line_asks_redis_before_postgres(
+    counted: Counted, pipeline: str, sql: psycopg.Connection
+) -> None:
+    def trigger() -> asyncio.Task[Answer]:
+        return asyncio.create_task(
+            counted.client.call("TriggerDeployment", pipeline_name=pipeline, version="1")
+        )
+
+    with sql.transaction():
+        sql.execute("SELECT FROM dp_pipelines WHERE name = %s FOR UPDATE", [pipeline])
+        first = trigger()
+        await asyncio.sleep(0.2)
+        others = [trigger() for _ in range(5)]
+        await asyncio.sleep(0.2)
+    await first
+    refused = await asyncio.gather(*others, return_exceptions=True)
+    assert [isinstance(refusal, Refused) and refusal.reason for refusal in refused] == ["PIPELINE_BUSY"] * 5
+    assert counted.cost()[0] <= 2, "the first one's: it met the lock, and waited for it"
 
 
 def next_transaction_id(sql: psycopg.Connection) -> int:

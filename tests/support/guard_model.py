@@ -158,6 +158,8 @@ def _tick(world: World) -> World:
 def _successors(protocol: Lease, world: World) -> Iterator[World]:
     """What may happen next."""
     yield _tick(world)
+    if world.redis.active < 0:  # a reservation has a short life
+        yield world._replace(redis=world.redis._replace(active=0))
     if not world.flushed:
         yield world._replace(redis=Redis(), flushed=True)
     for i, worker in enumerate(world.workers):
@@ -167,6 +169,7 @@ def _successors(protocol: Lease, world: World) -> Iterator[World]:
             case "postgres":
                 yield _put(world, i, OVER)  # a crash
                 yield _postgres(world, i)
+                yield _gate(protocol, world, i)  # it stood in line, and asks again
             case "after":
                 yield from _after(protocol, world, i)
 

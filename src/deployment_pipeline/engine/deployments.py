@@ -5,7 +5,7 @@ from typing import Any
 from uuid import UUID
 
 from deployment_pipeline import outcomes
-from deployment_pipeline.engine.changes import Changes, deployment_change
+from deployment_pipeline.engine.changes import Changes
 from deployment_pipeline.errors import RetryWithoutToken
 from deployment_pipeline.guard import Guard
 from deployment_pipeline.identity import redeployment_id_for, request_key
@@ -89,7 +89,7 @@ class Deployments:
     ) -> Change[Deployment]:
         """Carry out a change of an existing deployment, and tell the guard if it freed the slot."""
         judged = await change
-        made = deployment_change(
+        made = outcomes.deployment_change(
             judged, outcomes.refusal_of_deployment_change(judged, id, request_id, expected_stage)
         )
         if made.snapshot.status in FINAL and made.snapshot.started_at:

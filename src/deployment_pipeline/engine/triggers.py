@@ -1,4 +1,5 @@
-"""Triggers. Redis refuses most of the hopeless ones; Postgres judges the rest, one a pipeline at a time."""
+"""Triggers. Redis refuses the hopeless ones. Of the rest, those that may start something ask Postgres in
+turn, one at a time for each pipeline."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -6,11 +7,11 @@ from typing import NamedTuple
 from uuid import UUID
 
 from deployment_pipeline import deadline, outcomes
-from deployment_pipeline.engine.changes import Changes, deployment_change
+from deployment_pipeline.engine.changes import Changes
 from deployment_pipeline.errors import OutcomeUnknown, Overloaded, PipelineBusy, Refusal, RequestIdReused
-from deployment_pipeline.guard import Guard, Passage
+from deployment_pipeline.guard import Guard, Lease, Passage
 from deployment_pipeline.identity import deployment_id_for, request_key
-from deployment_pipeline.model import Change, Deployment
+from deployment_pipeline.model import Change, Deployment, Judged
 from deployment_pipeline.rules import Rules
 from deployment_pipeline.states import Status
 from deployment_pipeline.store import Store
@@ -39,7 +40,7 @@ class Triggers:
         self._store = store
         self._guard = guard
         self._changes = changes
-        self._turns: Turns[Change[Deployment]] = Turns()
+        self._turns: Turns[Change[Deployment] | None] = Turns()
 
     async def close(self) -> None:
         """Wait for those under way."""
@@ -64,11 +65,19 @@ class Triggers:
         rules.check()
         id = deployment_id_for(pipeline, request_id)
         asked = _Trigger(id, pipeline, version, on_busy, labels, reason, request_id)
-        # Here and not in turn: who is hopeless waits behind nobody.
-        passage = await self._gate(asked)
+        passage = await self._guard.gate(pipeline, id) if on_busy == "REJECT" else Passage(None)
+        if passage.refused_by and asked.hopeless_if_busy:
+            raise _busy(pipeline, passage.refused_by)
+        if not passage.refused_by and (change := await self._in_turn(asked, passage)):
+            return change
+        # A repeat, or hopeless: nothing to race for, so it waits for nobody.
+        return await self._changes.finish(self._judge(asked))
+
+    async def _in_turn(self, asked: _Trigger, passage: Passage) -> Change[Deployment] | None:
+        """None: Redis knows by now who is active."""
         try:
             return await self._turns.take(
-                pipeline,
+                asked.pipeline,
                 partial(self._attempt, asked, passage),
                 shares=asked.hopeless_if_busy,
                 patience_seconds=deadline.remaining(),
@@ -76,46 +85,48 @@ class Triggers:
         except TimeoutError as error:
             raise Overloaded from error
 
-    async def _gate(self, asked: _Trigger) -> Passage:
-        """Raises PipelineBusy if nothing but that can come of it."""
-        if asked.on_busy != "REJECT":
-            return Passage(None)
-        passage = await self._guard.gate(asked.pipeline, asked.id)
-        if passage.refused_by and asked.hopeless_if_busy:
-            lease = passage.refused_by
-            raise PipelineBusy(asked.pipeline, lease.id, lease.version, lease.stage, lease.since)
-        return passage
-
-    async def _attempt(self, asked: _Trigger, passage: Passage, this: Attempt[Change[Deployment]]) -> None:
-        if this.waited:  # what Redis said may be long ago
-            try:
-                passage = await self._gate(asked)
-            except PipelineBusy as busy:
-                this.fail(busy, shared=True)
-                return
+    async def _attempt(
+        self, asked: _Trigger, passage: Passage, this: Attempt[Change[Deployment] | None]
+    ) -> None:
+        if this.waited and asked.on_busy == "REJECT":  # what Redis said may be long ago
+            passage = await self._guard.gate(asked.pipeline, asked.id)
         if passage.refused_by:
-            # A repeat, or hopeless: nothing to race for, so the next one need not wait for the answer.
-            self._changes.begin(self._judge(asked, Passage(None), this))
-        else:
-            await self._judge(asked, passage, this)
-
-    async def _judge(self, asked: _Trigger, passage: Passage, this: Attempt[Change[Deployment]]) -> None:
-        id, pipeline, version, on_busy, labels, reason, request_id = asked
-        key = request_key(request_id, "trigger", pipeline, version, on_busy, labels, reason)
+            busy = _busy(asked.pipeline, passage.refused_by)
+            if asked.hopeless_if_busy:
+                this.fail(busy, shared=True)
+            else:
+                this.succeed(None, busy)
+            return
         active: Deployment | None = None
         try:
-            judged = await self._store.trigger(id, pipeline, version, on_busy, labels, reason, key)
+            judged = await self._judged(asked)
             found = judged.deployment
             active = found if found and found.status is Status.IN_PROGRESS else None
-            refusal = outcomes.refusal_of_pipeline_change(judged, pipeline, request_id)
-            this.succeed(deployment_change(judged, refusal), outcomes.busy(active) if active else None)
+            this.succeed(_made(asked, judged), outcomes.busy(active) if active else None)
         except Refusal as refusal:
             about_us = isinstance(refusal, RequestIdReused | OutcomeUnknown)
-            as_theirs = on_busy == "REJECT" and not about_us and deadline.remaining() > 0
+            as_theirs = asked.on_busy == "REJECT" and not about_us and deadline.remaining() > 0
             this.fail(refusal, shared=as_theirs)
-        except Exception as error:  # a bug: its caller must hear of it, in turn or out of it
+        except Exception as error:  # a bug: its caller must hear of it, and the turn must end
             this.fail(error, shared=False)
         if active:
-            await self._guard.fill(passage, active, id)
+            await self._guard.fill(passage, active, asked.id)
         elif passage.t0_ms is not None:
-            await self._guard.release(pipeline, id)
+            await self._guard.release(asked.pipeline, asked.id)
+
+    async def _judge(self, asked: _Trigger) -> Change[Deployment]:
+        return _made(asked, await self._judged(asked))
+
+    async def _judged(self, asked: _Trigger) -> Judged:
+        id, pipeline, version, on_busy, labels, reason, request_id = asked
+        key = request_key(request_id, "trigger", pipeline, version, on_busy, labels, reason)
+        return await self._store.trigger(id, pipeline, version, on_busy, labels, reason, key)
+
+
+def _made(asked: _Trigger, judged: Judged) -> Change[Deployment]:
+    refusal = outcomes.refusal_of_pipeline_change(judged, asked.pipeline, asked.request_id)
+    return outcomes.deployment_change(judged, refusal)
+
+
+def _busy(pipeline: str, lease: Lease) -> PipelineBusy:
+    return PipelineBusy(pipeline, lease.id, lease.version, lease.stage, lease.since)
