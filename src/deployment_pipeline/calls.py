@@ -113,6 +113,7 @@ class Calls(grpc.GenericRpcHandler):
                 log.exception("a bug", incident=incident, method=method)
                 answer = status.internal(incident)
                 code, said = answer.code, answer.facts
+            # Not where the refusal is still being handled: it would live on as the context of AbortError.
             await _abort(context, answer)
         finally:
             self._running -= 1
