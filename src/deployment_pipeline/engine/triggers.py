@@ -65,13 +65,19 @@ class Triggers:
         rules.check()
         id = deployment_id_for(pipeline, request_id)
         asked = _Trigger(id, pipeline, version, on_busy, labels, reason, request_id)
-        passage = await self._guard.gate(pipeline, id) if on_busy == "REJECT" else Passage(None)
+        passage = await self._gate(asked)
         if passage.refused_by and asked.hopeless_if_busy:
             raise _busy(pipeline, passage.refused_by)
         if not passage.refused_by and (change := await self._in_turn(asked, passage)):
             return change
         # A repeat, or hopeless: nothing to race for, so it waits for nobody.
         return await self._changes.finish(self._judge(asked))
+
+    async def _gate(self, asked: _Trigger) -> Passage:
+        """Who does not mind a busy pipeline has nothing to ask."""
+        if asked.on_busy != "REJECT":
+            return Passage(None)
+        return await self._guard.gate(asked.pipeline, asked.id)
 
     async def _in_turn(self, asked: _Trigger, passage: Passage) -> Change[Deployment] | None:
         """None: Redis knows by now who is active."""
@@ -88,8 +94,8 @@ class Triggers:
     async def _attempt(
         self, asked: _Trigger, passage: Passage, this: Attempt[Change[Deployment] | None]
     ) -> None:
-        if this.waited and asked.on_busy == "REJECT":  # what Redis said may be long ago
-            passage = await self._guard.gate(asked.pipeline, asked.id)
+        if this.waited:  # what Redis said may be long ago
+            passage = await self._gate(asked)
         if passage.refused_by:
             busy = _busy(asked.pipeline, passage.refused_by)
             if asked.hopeless_if_busy:
@@ -107,8 +113,6 @@ class Triggers:
             about_us = isinstance(refusal, RequestIdReused | OutcomeUnknown)
             as_theirs = asked.on_busy == "REJECT" and not about_us and deadline.remaining() > 0
             this.fail(refusal, shared=as_theirs)
-        except Exception as error:  # a bug: its caller must hear of it, and the turn must end
-            this.fail(error, shared=False)
         if active:
             await self._guard.fill(passage, active, asked.id)
         elif passage.t0_ms is not None:
