@@ -10,7 +10,7 @@ import sys
 import grpc
 import uvloop
 
-from deployment_pipeline.server import OPTIONS
+from deployment_pipeline.run.server import OPTIONS
 
 SERVICE, METHOD = "benchmark.Echo", "Echo"
 PATH = f"/{SERVICE}/{METHOD}"

@@ -4,8 +4,8 @@ import re
 import subprocess
 
 from benchmarks.rig import Rig, pgbench
-from deployment_pipeline import store
-from deployment_pipeline.statement import Statement
+from deployment_pipeline.postgres import store
+from deployment_pipeline.postgres.statements import Statement
 
 CLIENTS = 16
 THREADS = 2

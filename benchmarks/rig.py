@@ -16,8 +16,8 @@ from pathlib import Path
 
 import psycopg
 
-from deployment_pipeline.embedded import Postgres, Redis
-from deployment_pipeline.migrate import migrate
+from deployment_pipeline.postgres.migrate import migrate
+from deployment_pipeline.run.embedded import Postgres, Redis
 
 WORKERS = 2
 STAGES = ["build", "test", "staging", "deploy"]

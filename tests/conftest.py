@@ -14,9 +14,9 @@ import psycopg
 import pytest
 import redis as redis_client
 
-from deployment_pipeline import guard
-from deployment_pipeline.server import running
-from deployment_pipeline.settings import Settings
+from deployment_pipeline.guard import guard
+from deployment_pipeline.run.server import running
+from deployment_pipeline.run.settings import Settings
 from support import stores as support_stores
 from support.clients import Client, ReflectionClient, TypedClient
 from support.rig import Rig, rig

@@ -1,3 +1,3 @@
-from deployment_pipeline.cli import main
+from deployment_pipeline.cli.main import main
 
 main()

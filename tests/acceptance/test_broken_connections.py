@@ -10,10 +10,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from psycopg.conninfo import make_conninfo
 
-from deployment_pipeline import health
-from deployment_pipeline.migrate import migrate
-from deployment_pipeline.server import running
-from deployment_pipeline.settings import Settings
+from deployment_pipeline.edge import health
+from deployment_pipeline.postgres.migrate import migrate
+from deployment_pipeline.run.server import running
+from deployment_pipeline.run.settings import Settings
 from support import audit
 from support.clients import Client, Refused, TypedClient
 from support.proxy import Proxy, postgres_proxy
@@ -82,9 +82,9 @@ async def test_l5_terminated_backends_cost_no_call(
 async def test_l3_l5_an_outage_that_fills_every_queue_ends_with_it(
     settings: Settings, pipeline: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deployment_pipeline.database.MAX_WAIT_SECONDS", 0.5)
-    monkeypatch.setattr("deployment_pipeline.database.MAX_WAITING", 20)
-    monkeypatch.setattr("deployment_pipeline.database.RECONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("deployment_pipeline.postgres.connections.MAX_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr("deployment_pipeline.postgres.connections.MAX_WAITING", 20)
+    monkeypatch.setattr("deployment_pipeline.postgres.connections.RECONNECT_SECONDS", 0.5)
     async with (
         postgres_proxy(settings.database_url) as (proxy, url),
         running(settings.model_copy(update={"database_url": url, "pool_size": 2})) as port,
@@ -126,7 +126,7 @@ async def test_readiness_follows_postgres_and_liveness_does_not(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(health, "PROBE_PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr("deployment_pipeline.database.MAX_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("deployment_pipeline.postgres.connections.MAX_WAIT_SECONDS", 0.2)
     async with (
         postgres_proxy(settings.database_url) as (proxy, url),
         running(settings.model_copy(update={"database_url": url, "pool_size": 1})) as port,

@@ -10,9 +10,9 @@ import psycopg
 import pytest
 import redis as redis_client
 
-from deployment_pipeline.embedded import Redis
-from deployment_pipeline.server import running
-from deployment_pipeline.settings import Settings
+from deployment_pipeline.run.embedded import Redis
+from deployment_pipeline.run.server import running
+from deployment_pipeline.run.settings import Settings
 from support.clients import Answer, Client, Refused, TypedClient
 from support.servers import server
 from support.stores import Stores, scratch_folder

@@ -12,9 +12,9 @@ import pytest
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from deployment_pipeline.calls import Calls
-from deployment_pipeline.server import running
-from deployment_pipeline.settings import Settings
+from deployment_pipeline.edge.calls import Calls
+from deployment_pipeline.run.server import running
+from deployment_pipeline.run.settings import Settings
 from support.clients import Client, Refused, TypedClient
 from support.proxy import postgres_proxy
 
@@ -163,7 +163,7 @@ async def test_retry_without_token(client: Client, active: Any) -> None:
 @pytest.fixture
 def _short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Postgres is given up soon."""
-    monkeypatch.setattr("deployment_pipeline.database.MAX_WAIT_SECONDS", 0.3)
+    monkeypatch.setattr("deployment_pipeline.postgres.connections.MAX_WAIT_SECONDS", 0.3)
 
 
 @pytest.mark.usefixtures("_short_wait")
@@ -218,7 +218,7 @@ async def test_outcome_unknown(settings: Settings, client: Client, pipeline: str
 
 
 async def test_overloaded(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deployment_pipeline.database.MAX_WAITING", 1)
+    monkeypatch.setattr("deployment_pipeline.postgres.connections.MAX_WAITING", 1)
     async with (
         postgres_proxy(settings.database_url) as (proxy, url),
         running(settings.model_copy(update={"database_url": url, "pool_size": 1})) as port,
@@ -268,7 +268,7 @@ async def test_a_bug_is_internal_with_an_incident(
         running(settings) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
-        monkeypatch.setattr("deployment_pipeline.convert.pipeline", broken)
+        monkeypatch.setattr("deployment_pipeline.edge.convert.pipeline", broken)
         refused = await refusal(TypedClient(channel).call("GetPipeline", name=pipeline))
         assert (refused.code, refused.reason) == (StatusCode.INTERNAL, "INTERNAL")
         assert refused.facts["incident"] in refused.message

@@ -9,8 +9,8 @@ import grpc
 import psycopg
 import pytest
 
-from deployment_pipeline.server import running
-from deployment_pipeline.settings import Settings
+from deployment_pipeline.run.server import running
+from deployment_pipeline.run.settings import Settings
 from support.clients import Client, Refused, TypedClient
 from support.proxy import postgres_proxy
 
@@ -190,7 +190,7 @@ async def test_grpcs_own_retry_of_an_advance_skips_no_stage(
 ) -> None:
     id = await active_id(client, pipeline)
     # A call that finds Postgres away is refused as UNAVAILABLE soon.
-    monkeypatch.setattr("deployment_pipeline.database.MAX_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("deployment_pipeline.postgres.connections.MAX_WAIT_SECONDS", 0.2)
     options = [("grpc.service_config", json.dumps(RETRYING))]
     async with (
         postgres_proxy(settings.database_url) as (proxy, url),

@@ -8,9 +8,9 @@ import grpc
 import psycopg
 import pytest
 
-from deployment_pipeline import guard
-from deployment_pipeline.server import running
-from deployment_pipeline.settings import Settings
+from deployment_pipeline.guard import guard
+from deployment_pipeline.run.server import running
+from deployment_pipeline.run.settings import Settings
 from support.clients import Answer, Client, Refused, TypedClient
 from support.proxy import Proxy, postgres_proxy, redis_proxy
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from deployment_pipeline.migrate import SQL
+from deployment_pipeline.postgres.migrate import SQL
 from support.clients import Refused
 from support.faults import at
 from support.rig import Rig, rig

@@ -6,9 +6,9 @@ import grpc
 import psycopg
 import pytest
 
-from deployment_pipeline.migrate import migrate
-from deployment_pipeline.server import running
-from deployment_pipeline.settings import Settings
+from deployment_pipeline.postgres.migrate import migrate
+from deployment_pipeline.run.server import running
+from deployment_pipeline.run.settings import Settings
 from support.clients import Refused, TypedClient
 from support.replication import Postgres
 from support.stores import scratch_folder

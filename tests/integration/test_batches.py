@@ -10,12 +10,12 @@ import psycopg
 import pytest
 
 from deployment_pipeline import deadline
-from deployment_pipeline.database import Database
-from deployment_pipeline.errors import OutcomeUnknown, StoreUnavailable
-from deployment_pipeline.identity import RequestKey
+from deployment_pipeline.ids import RequestKey
 from deployment_pipeline.model import HistoryFilter, Judged
+from deployment_pipeline.postgres.connections import Database
+from deployment_pipeline.postgres.store import ROWS_TOGETHER, Store
+from deployment_pipeline.refusals import OutcomeUnknown, StoreUnavailable
 from deployment_pipeline.states import Status
-from deployment_pipeline.store import ROWS_TOGETHER, Store
 from support.proxy import Proxy, postgres_proxy
 from support.stores import Stores
 

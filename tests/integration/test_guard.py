@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 import pytest
 import redis as redis_client
 
-from deployment_pipeline import guard as guard_module
-from deployment_pipeline.guard import RESERVED_TTL_MS, Guard, Lease
+from deployment_pipeline.guard import guard as guard_module
+from deployment_pipeline.guard.guard import RESERVED_TTL_MS, Guard, Lease
 from deployment_pipeline.model import Deployment
 from deployment_pipeline.states import Status
 from support.proxy import redis_proxy

@@ -5,7 +5,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from deployment_pipeline.migrate import migrate
+from deployment_pipeline.postgres.migrate import migrate
 from support.stores import Stores
 
 

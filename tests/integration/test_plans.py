@@ -11,14 +11,14 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from deployment_pipeline import store as store_module
-from deployment_pipeline.database import Database
-from deployment_pipeline.identity import RequestKey
-from deployment_pipeline.migrate import migrate
+from deployment_pipeline.ids import RequestKey
 from deployment_pipeline.model import Deployment, HistoryFilter, Judged
-from deployment_pipeline.statement import Statement
+from deployment_pipeline.postgres import store as store_module
+from deployment_pipeline.postgres.connections import Database
+from deployment_pipeline.postgres.migrate import migrate
+from deployment_pipeline.postgres.statements import Statement
+from deployment_pipeline.postgres.store import Store
 from deployment_pipeline.states import Status
-from deployment_pipeline.store import Store
 from support.stores import Stores
 
 DEPLOYMENTS = 60_000

@@ -13,8 +13,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from deployment_pipeline import cli, guard, store
-from deployment_pipeline.guard import Lease, Passage
+from deployment_pipeline.cli import main as cli
+from deployment_pipeline.guard import guard
+from deployment_pipeline.guard.guard import Lease, Passage
+from deployment_pipeline.postgres import store
 
 FOLDER = Path(os.environ["DP_TEST_FAILPOINTS"])
 

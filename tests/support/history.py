@@ -9,7 +9,7 @@ from uuid import UUID
 
 import psycopg
 
-from deployment_pipeline.identity import deployment_id_for, redeployment_id_for
+from deployment_pipeline.ids import deployment_id_for, redeployment_id_for
 from support import audit, linearizability
 from support.clients import Answer, Client, Refused
 from support.contract_model import Op, Response

@@ -8,7 +8,7 @@ import uuid
 
 import redis as redis_client
 
-from deployment_pipeline.embedded import Redis
+from deployment_pipeline.run.embedded import Redis
 from support.replication import TCPRedis
 from support.rig import STRIKES, WORK_SECONDS, Rig, pause
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import redis as redis_client
 
-from deployment_pipeline import embedded
+from deployment_pipeline.run import embedded
 
 
 class Postgres(embedded.Postgres):

@@ -16,8 +16,8 @@ import psycopg
 import redis as redis_client
 from grpc import StatusCode
 
-from deployment_pipeline.embedded import Redis
-from deployment_pipeline.migrate import migrate
+from deployment_pipeline.postgres.migrate import migrate
+from deployment_pipeline.run.embedded import Redis
 from support.clients import Answer, Client, Refused, TypedClient
 from support.contract_model import MAX_PENDING, Op
 from support.history import STAGE_NAMES, History, rollback_op, trigger_op

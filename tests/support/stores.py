@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deployment_pipeline.embedded import Postgres, Redis
-from deployment_pipeline.migrate import migrate
+from deployment_pipeline.postgres.migrate import migrate
+from deployment_pipeline.run.embedded import Postgres, Redis
 
 ROOT = Path(__file__).parents[2]
 

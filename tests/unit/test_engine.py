@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from deployment_pipeline.engine.changes import Changes
+from deployment_pipeline.engine.finishing import Changes
 from deployment_pipeline.engine.triggers import Triggers
-from deployment_pipeline.guard import Lease, Passage
+from deployment_pipeline.guard.guard import Lease, Passage
 
 
 class Broken:

@@ -1,8 +1,8 @@
 import pytest
 
-from deployment_pipeline.errors import InvalidFields
-from deployment_pipeline.page_token import PageTokens
-from deployment_pipeline.rules import Rules
+from deployment_pipeline.engine.page_token import PageTokens
+from deployment_pipeline.fields import Rules
+from deployment_pipeline.refusals import InvalidFields
 
 KEY = bytes(16)
 

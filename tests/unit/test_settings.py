@@ -1,7 +1,7 @@
 import pytest
 
-from deployment_pipeline import settings
-from deployment_pipeline.settings import InvalidSettings, without_secrets
+from deployment_pipeline.run import settings
+from deployment_pipeline.run.settings import InvalidSettings, without_secrets
 
 
 def test_a_broken_url_is_reported_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from deployment_pipeline.turns import Attempt, Turns
+from deployment_pipeline.engine.turns import Attempt, Turns
 
 
 class Busy(Exception):

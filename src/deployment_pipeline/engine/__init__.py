@@ -1,12 +1,12 @@
 """The operations: check the fields, pass the guard, let Postgres judge, tell the guard."""
 
-from deployment_pipeline.engine.changes import Changes
 from deployment_pipeline.engine.deployments import Deployments
+from deployment_pipeline.engine.finishing import Changes
 from deployment_pipeline.engine.pipelines import Pipelines
-from deployment_pipeline.engine.records import Records
+from deployment_pipeline.engine.reads import Records
 from deployment_pipeline.engine.triggers import Triggers
-from deployment_pipeline.guard import Guard
-from deployment_pipeline.store import Store
+from deployment_pipeline.guard.guard import Guard
+from deployment_pipeline.postgres.store import Store
 
 __all__ = ["Engine"]
 

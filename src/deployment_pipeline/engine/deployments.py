@@ -4,15 +4,15 @@ from collections.abc import Coroutine
 from typing import Any
 from uuid import UUID
 
-from deployment_pipeline import outcomes
-from deployment_pipeline.engine.changes import Changes
-from deployment_pipeline.errors import RetryWithoutToken
-from deployment_pipeline.guard import Guard
-from deployment_pipeline.identity import redeployment_id_for, request_key
+from deployment_pipeline.engine import outcomes
+from deployment_pipeline.engine.finishing import Changes
+from deployment_pipeline.fields import Rules
+from deployment_pipeline.guard.guard import Guard
+from deployment_pipeline.ids import redeployment_id_for, request_key
 from deployment_pipeline.model import Change, Deployment, Judged
-from deployment_pipeline.rules import Rules
+from deployment_pipeline.postgres.store import Store
+from deployment_pipeline.refusals import RetryWithoutToken
 from deployment_pipeline.states import FINAL
-from deployment_pipeline.store import Store
 
 
 class Deployments:

@@ -4,13 +4,13 @@ from collections.abc import Coroutine, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from deployment_pipeline import outcomes
-from deployment_pipeline.engine.changes import Changes
-from deployment_pipeline.errors import PipelineExists
-from deployment_pipeline.identity import request_key
+from deployment_pipeline.engine import outcomes
+from deployment_pipeline.engine.finishing import Changes
+from deployment_pipeline.fields import DEFAULT_MAX_PENDING, MAX_PENDING, Rules
+from deployment_pipeline.ids import request_key
 from deployment_pipeline.model import Change, Deployment, Judged, Pipeline
-from deployment_pipeline.rules import DEFAULT_MAX_PENDING, MAX_PENDING, Rules
-from deployment_pipeline.store import Store
+from deployment_pipeline.postgres.store import Store
+from deployment_pipeline.refusals import PipelineExists
 
 UPDATABLE = ("stages", "description", "labels", "max_pending")
 _MAX_REVISION = 2**63 - 1

@@ -6,16 +6,17 @@ from functools import partial
 from typing import NamedTuple
 from uuid import UUID
 
-from deployment_pipeline import deadline, outcomes
-from deployment_pipeline.engine.changes import Changes
-from deployment_pipeline.errors import OutcomeUnknown, Overloaded, PipelineBusy, Refusal, RequestIdReused
-from deployment_pipeline.guard import Guard, Lease, Passage
-from deployment_pipeline.identity import deployment_id_for, request_key
+from deployment_pipeline import deadline
+from deployment_pipeline.engine import outcomes
+from deployment_pipeline.engine.finishing import Changes
+from deployment_pipeline.engine.turns import Attempt, Turns
+from deployment_pipeline.fields import Rules
+from deployment_pipeline.guard.guard import Guard, Lease, Passage
+from deployment_pipeline.ids import deployment_id_for, request_key
 from deployment_pipeline.model import Change, Deployment, Judged
-from deployment_pipeline.rules import Rules
+from deployment_pipeline.postgres.store import Store
+from deployment_pipeline.refusals import OutcomeUnknown, Overloaded, PipelineBusy, Refusal, RequestIdReused
 from deployment_pipeline.states import Status
-from deployment_pipeline.store import Store
-from deployment_pipeline.turns import Attempt, Turns
 
 ON_BUSY = ("REJECT", "QUEUE", "SUPERSEDE")
 

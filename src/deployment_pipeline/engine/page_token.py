@@ -8,7 +8,7 @@ import base64
 import hmac
 import json
 
-from deployment_pipeline.rules import Rules
+from deployment_pipeline.fields import Rules
 
 _SIGNATURE_BYTES = 16
 

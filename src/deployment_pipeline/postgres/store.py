@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
-from deployment_pipeline.database import Database
-from deployment_pipeline.identity import RequestKey
+from deployment_pipeline.ids import RequestKey
 from deployment_pipeline.model import (
     Deployment,
     HistoryFilter,
@@ -19,7 +18,8 @@ from deployment_pipeline.model import (
     Pipeline,
     PipelineState,
 )
-from deployment_pipeline.rows import (
+from deployment_pipeline.postgres.connections import Database
+from deployment_pipeline.postgres.shapes import (
     DEPLOYMENT_WIDTH,
     PIPELINE_WIDTH,
     WAITING_WIDTH,
@@ -31,7 +31,7 @@ from deployment_pipeline.rows import (
     to_stage_state,
     waiting_columns,
 )
-from deployment_pipeline.statement import Statement
+from deployment_pipeline.postgres.statements import Statement
 
 
 def _call(function: str, arguments: int, *columns: str) -> str:

@@ -15,10 +15,10 @@ from psycopg.types.json import JsonbDumper
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
 from deployment_pipeline import deadline
-from deployment_pipeline.errors import OutcomeUnknown, Overloaded, StoreUnavailable
 from deployment_pipeline.gathering import Gathering
-from deployment_pipeline.identity import RequestKey
-from deployment_pipeline.statement import NO_WAIT, Row, Statement, batch
+from deployment_pipeline.ids import RequestKey
+from deployment_pipeline.postgres.statements import NO_WAIT, Row, Statement, batch
+from deployment_pipeline.refusals import OutcomeUnknown, Overloaded, StoreUnavailable
 
 CONNECT_SECONDS = 2
 OPEN_SECONDS = 15

@@ -4,7 +4,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import grpc
 
-from deployment_pipeline import convert
+from deployment_pipeline.edge import convert
 from deployment_pipeline.engine import Engine
 from deployment_pipeline.model import Change
 from dp.v1 import deployment_pipeline_pb2 as pb

@@ -14,8 +14,9 @@ import structlog
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 
-from deployment_pipeline import deadline, logs, status
-from deployment_pipeline.errors import InvalidFields, Overloaded, Refusal, ShuttingDown, Violation
+from deployment_pipeline import deadline, logs
+from deployment_pipeline.edge import answers
+from deployment_pipeline.refusals import InvalidFields, Overloaded, Refusal, ShuttingDown, Violation
 from dp.v1 import deployment_pipeline_pb2 as pb
 
 log = structlog.get_logger()
@@ -102,7 +103,7 @@ class Calls(grpc.GenericRpcHandler):
                 said = _subject(request, response, context)
                 return response
             except Refusal as refusal:
-                answer = status.of(refusal)
+                answer = answers.of(refusal)
                 code, said = answer.code, {"refusal": {"reason": refusal.reason, **answer.facts}}
             except asyncio.CancelledError:
                 # The caller left, or its time is over: there is nobody to answer.
@@ -111,7 +112,7 @@ class Calls(grpc.GenericRpcHandler):
             except Exception:
                 incident = uuid4().hex
                 log.exception("a bug", incident=incident, method=method)
-                answer = status.internal(incident)
+                answer = answers.internal(incident)
                 code, said = answer.code, answer.facts
             # Not where the refusal is still being handled: it would live on as the context of AbortError.
             await _abort(context, answer)
@@ -128,8 +129,8 @@ class Calls(grpc.GenericRpcHandler):
             )
 
 
-async def _abort(context: Context, answer: status.Answer) -> None:
-    metadata = ((status.DETAILS_KEY, answer.details),)
+async def _abort(context: Context, answer: answers.Answer) -> None:
+    metadata = ((answers.DETAILS_KEY, answer.details),)
     try:
         await context.abort(answer.code, answer.message, trailing_metadata=metadata)
     except grpc.aio.AbortError as aborted:

@@ -12,8 +12,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
-from deployment_pipeline import settings
-from deployment_pipeline.settings import InvalidSettings, Settings
+from deployment_pipeline.run import settings
+from deployment_pipeline.run.settings import InvalidSettings, Settings
 
 TRY = """
 Embedded stores keep their data in {data_dir}/ (`make reset` begins anew); never use them in production.
@@ -107,7 +107,8 @@ def _report(problem: str) -> int:
 
 
 def _serve(chosen: Settings, embedded: bool, count: int) -> None:
-    from deployment_pipeline import logs, server, workers
+    from deployment_pipeline import logs
+    from deployment_pipeline.run import server, workers
 
     # Until the event loop takes them over, these end the process as Ctrl-C does: stores are stopped.
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -129,7 +130,8 @@ def _serve(chosen: Settings, embedded: bool, count: int) -> None:
 
 
 def _worker(chosen: Settings, number: int, lifeline: int) -> None:
-    from deployment_pipeline import logs, server
+    from deployment_pipeline import logs
+    from deployment_pipeline.run import server
 
     logs.configure(chosen.log_level, worker=number)
     with _said():
@@ -144,9 +146,9 @@ def _alive(lifeline: int) -> None:
 @contextlib.contextmanager
 def _said() -> Iterator[None]:
     """What keeps a server from serving, as a text for the person at the terminal."""
-    from deployment_pipeline.errors import StoreUnavailable
-    from deployment_pipeline.listening import CannotListen
-    from deployment_pipeline.workers import CannotStart
+    from deployment_pipeline.refusals import StoreUnavailable
+    from deployment_pipeline.run.listening import CannotListen
+    from deployment_pipeline.run.workers import CannotStart
 
     try:
         yield
@@ -169,7 +171,7 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
 
 @contextlib.contextmanager
 def _embedded_stores(chosen: Settings) -> Iterator[Settings]:
-    from deployment_pipeline.embedded import CannotStart, Postgres, Redis, exclusive
+    from deployment_pipeline.run.embedded import CannotStart, Postgres, Redis, exclusive
 
     with contextlib.ExitStack() as stack:
         stores = {}
@@ -199,7 +201,8 @@ def _need(chosen: Settings, *fields: str) -> None:
 def _migrate(chosen: Settings) -> None:
     import psycopg
 
-    from deployment_pipeline import logs, migrate
+    from deployment_pipeline import logs
+    from deployment_pipeline.postgres import migrate
 
     _need(chosen, "database_url")
     logs.configure(chosen.log_level)
@@ -233,15 +236,15 @@ def _announce(chosen: Settings, port: int, embedded: bool) -> None:
 def _healthcheck(chosen: Settings, service: str) -> int:
     import grpc
 
-    from deployment_pipeline import client
+    from deployment_pipeline.edge import probe
 
     host, _, port = chosen.listen.rpartition(":")
     # What listens everywhere is asked on loopback.
     host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104
     with grpc.insecure_channel(f"{host}:{port}") as channel:
-        answer = client.health(channel, service)
+        answer = probe.health(channel, service)
     print(answer)
-    return 0 if answer == client.SERVING else 1
+    return 0 if answer == probe.SERVING else 1
 
 
 def _config(chosen: Settings) -> Iterator[str]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import structlog
 
-from deployment_pipeline.listening import held
+from deployment_pipeline.run.listening import held
 
 # Longer than a worker's own stop may take.
 STOP_SECONDS = 15.0

@@ -2,12 +2,12 @@
 
 from uuid import UUID
 
-from deployment_pipeline.errors import DeploymentNotFound, PipelineNotFound
+from deployment_pipeline.engine.page_token import PageTokens
+from deployment_pipeline.fields import MAX_PAGE, Rules
 from deployment_pipeline.model import Deployment, HistoryFilter, LoggedEvent, Page, Pipeline, PipelineState
-from deployment_pipeline.page_token import PageTokens
-from deployment_pipeline.rules import MAX_PAGE, Rules
+from deployment_pipeline.postgres.store import Store
+from deployment_pipeline.refusals import DeploymentNotFound, PipelineNotFound
 from deployment_pipeline.states import Status
-from deployment_pipeline.store import Store
 
 _MAX_NUMBER = 2**63 - 1
 

@@ -2,7 +2,8 @@
 
 from uuid import UUID
 
-from deployment_pipeline.errors import (
+from deployment_pipeline.model import Change, Deployment, Judged, Pipeline
+from deployment_pipeline.refusals import (
     DeploymentEnded,
     DeploymentNotFound,
     DeploymentNotInProgress,
@@ -19,7 +20,6 @@ from deployment_pipeline.errors import (
     StageMismatch,
     Violation,
 )
-from deployment_pipeline.model import Change, Deployment, Judged, Pipeline
 
 
 def refusal_of_deployment_change(

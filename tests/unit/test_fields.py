@@ -2,8 +2,8 @@ from collections.abc import Callable
 
 import pytest
 
-from deployment_pipeline.errors import InvalidFields
-from deployment_pipeline.rules import Rules
+from deployment_pipeline.fields import Rules
+from deployment_pipeline.refusals import InvalidFields
 
 
 def broken_fields(ask: Callable[[Rules], object]) -> list[str]:

@@ -1,4 +1,4 @@
-from deployment_pipeline.identity import deployment_id_for, request_key
+from deployment_pipeline.ids import deployment_id_for, request_key
 
 
 def test_a_request_id_names_the_same_deployment_every_time() -> None:

@@ -11,8 +11,8 @@ from uuid import UUID
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
-from deployment_pipeline import status
-from deployment_pipeline.errors import Refusal, Violation
+from deployment_pipeline.edge import answers
+from deployment_pipeline.refusals import Refusal, Violation
 
 PROTO = Path(__file__).parents[2] / "protos" / "dp" / "v1" / "deployment_pipeline.proto"
 LEAVES = Refusal.__subclasses__()
@@ -49,19 +49,19 @@ def largest(leaf: type[Refusal]) -> Refusal:
 
 
 def test_the_table_of_codes_is_complete() -> None:
-    assert set(status.CODES) == set(LEAVES)
+    assert set(answers.CODES) == set(LEAVES)
     assert len({leaf.reason for leaf in LEAVES}) == len(LEAVES)
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_the_proto_documents_the_reason_with_its_code(leaf: type[Refusal]) -> None:
     prose = PROTO.read_text().replace("\n//", "").replace("\n  //", "")
-    assert f"{status.CODES[leaf].name}/{leaf.reason}" in prose
+    assert f"{answers.CODES[leaf].name}/{leaf.reason}" in prose
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_the_details_repeat_what_the_message_says(leaf: type[Refusal]) -> None:
-    code, message, details, _ = status.of(largest(leaf))
+    code, message, details, _ = answers.of(largest(leaf))
     parsed = status_pb2.Status.FromString(details)
     assert (parsed.code, parsed.message) == (code.value[0], message)
     info = error_details_pb2.ErrorInfo()
@@ -71,6 +71,6 @@ def test_the_details_repeat_what_the_message_says(leaf: type[Refusal]) -> None:
 
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_the_largest_status_fits_into_grpcs_metadata(leaf: type[Refusal]) -> None:
-    _, message, details, _ = status.of(largest(leaf))
+    _, message, details, _ = answers.of(largest(leaf))
     size = len(quote(message, safe=" ")) + len(base64.b64encode(details))
     assert size < METADATA_LIMIT - 500

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from uuid import UUID
 
-from deployment_pipeline.errors import InvalidFields, Violation
+from deployment_pipeline.refusals import InvalidFields, Violation
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 MAX_STAGES = 100

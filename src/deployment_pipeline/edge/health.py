@@ -11,8 +11,8 @@ import structlog
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio
 
-from deployment_pipeline.errors import Overloaded, StoreUnavailable
-from deployment_pipeline.store import Store
+from deployment_pipeline.postgres.store import Store
+from deployment_pipeline.refusals import Overloaded, StoreUnavailable
 from dp.v1 import deployment_pipeline_pb2 as pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["DeploymentPipeline"].full_name

@@ -16,8 +16,8 @@ from google.rpc.error_details_pb2 import (
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
-from deployment_pipeline import errors
-from deployment_pipeline.errors import Refusal, Violation
+from deployment_pipeline import refusals
+from deployment_pipeline.refusals import Refusal, Violation
 
 DOMAIN = "dp.v1"
 DETAILS_KEY = "grpc-status-details-bin"
@@ -30,26 +30,26 @@ MAX_FACT_BYTES = 250
 MAX_VIOLATIONS_BYTES = 1800
 
 CODES: dict[type[Refusal], StatusCode] = {
-    errors.InvalidFields: StatusCode.INVALID_ARGUMENT,
-    errors.RequestIdReused: StatusCode.INVALID_ARGUMENT,
-    errors.PipelineNotFound: StatusCode.NOT_FOUND,
-    errors.DeploymentNotFound: StatusCode.NOT_FOUND,
-    errors.PipelineExists: StatusCode.ALREADY_EXISTS,
-    errors.PipelineBusy: StatusCode.FAILED_PRECONDITION,
-    errors.PipelineLocked: StatusCode.FAILED_PRECONDITION,
-    errors.PipelineNotLocked: StatusCode.FAILED_PRECONDITION,
-    errors.NoKnownGood: StatusCode.FAILED_PRECONDITION,
-    errors.QueueFull: StatusCode.RESOURCE_EXHAUSTED,
-    errors.DeploymentNotInProgress: StatusCode.FAILED_PRECONDITION,
-    errors.DeploymentEnded: StatusCode.FAILED_PRECONDITION,
-    errors.StageMismatch: StatusCode.ABORTED,
-    errors.RevisionMismatch: StatusCode.ABORTED,
-    errors.RetryWithoutToken: StatusCode.ABORTED,
-    errors.Overloaded: StatusCode.RESOURCE_EXHAUSTED,
+    refusals.InvalidFields: StatusCode.INVALID_ARGUMENT,
+    refusals.RequestIdReused: StatusCode.INVALID_ARGUMENT,
+    refusals.PipelineNotFound: StatusCode.NOT_FOUND,
+    refusals.DeploymentNotFound: StatusCode.NOT_FOUND,
+    refusals.PipelineExists: StatusCode.ALREADY_EXISTS,
+    refusals.PipelineBusy: StatusCode.FAILED_PRECONDITION,
+    refusals.PipelineLocked: StatusCode.FAILED_PRECONDITION,
+    refusals.PipelineNotLocked: StatusCode.FAILED_PRECONDITION,
+    refusals.NoKnownGood: StatusCode.FAILED_PRECONDITION,
+    refusals.QueueFull: StatusCode.RESOURCE_EXHAUSTED,
+    refusals.DeploymentNotInProgress: StatusCode.FAILED_PRECONDITION,
+    refusals.DeploymentEnded: StatusCode.FAILED_PRECONDITION,
+    refusals.StageMismatch: StatusCode.ABORTED,
+    refusals.RevisionMismatch: StatusCode.ABORTED,
+    refusals.RetryWithoutToken: StatusCode.ABORTED,
+    refusals.Overloaded: StatusCode.RESOURCE_EXHAUSTED,
     # Meshes send UNAVAILABLE calls again by themselves: only ever said when nothing happened.
-    errors.StoreUnavailable: StatusCode.UNAVAILABLE,
-    errors.ShuttingDown: StatusCode.UNAVAILABLE,
-    errors.OutcomeUnknown: StatusCode.UNKNOWN,
+    refusals.StoreUnavailable: StatusCode.UNAVAILABLE,
+    refusals.ShuttingDown: StatusCode.UNAVAILABLE,
+    refusals.OutcomeUnknown: StatusCode.UNKNOWN,
 }
 
 
@@ -63,7 +63,7 @@ class Answer(NamedTuple):
 
 
 def of(refusal: Refusal) -> Answer:
-    if isinstance(refusal, errors.PipelineBusy):
+    if isinstance(refusal, refusals.PipelineBusy):
         return _busy(*vars(refusal).values())
     return _of(refusal)
 
@@ -71,7 +71,7 @@ def of(refusal: Refusal) -> Answer:
 @lru_cache(maxsize=1024)
 def _busy(*fields: Any) -> Answer:
     """On a hot pipeline this one is said thousands of times a second."""
-    return _of(errors.PipelineBusy(*fields))
+    return _of(refusals.PipelineBusy(*fields))
 
 
 def _of(refusal: Refusal) -> Answer:
@@ -89,22 +89,27 @@ def internal(incident: str) -> Answer:
 
 def _details(refusal: Refusal, message: str) -> list[Message]:
     match refusal:
-        case errors.InvalidFields(violations):
+        case refusals.InvalidFields(violations):
             return [_bad_request(violations)]
-        case errors.PipelineNotFound(name) | errors.PipelineExists(name):
+        case refusals.PipelineNotFound(name) | refusals.PipelineExists(name):
             return [ResourceInfo(resource_type="dp.v1.Pipeline", resource_name=name)]
-        case errors.DeploymentNotFound(id):
+        case refusals.DeploymentNotFound(id):
             return [ResourceInfo(resource_type="dp.v1.Deployment", resource_name=str(id))]
         case (
-            errors.PipelineBusy(subject)
-            | errors.PipelineLocked(subject)
-            | errors.PipelineNotLocked(subject)
-            | errors.NoKnownGood(subject)
+            refusals.PipelineBusy(subject)
+            | refusals.PipelineLocked(subject)
+            | refusals.PipelineNotLocked(subject)
+            | refusals.NoKnownGood(subject)
         ):
             return [_precondition(refusal.reason, f"pipelines/{subject}", message)]
-        case errors.DeploymentNotInProgress(id) | errors.DeploymentEnded(id):
+        case refusals.DeploymentNotInProgress(id) | refusals.DeploymentEnded(id):
             return [_precondition(refusal.reason, f"deployments/{id}", message)]
-        case errors.QueueFull() | errors.Overloaded() | errors.StoreUnavailable() | errors.ShuttingDown():
+        case (
+            refusals.QueueFull()
+            | refusals.Overloaded()
+            | refusals.StoreUnavailable()
+            | refusals.ShuttingDown()
+        ):
             return [RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_SECONDS))]
         case _:
             return []

@@ -10,16 +10,17 @@ import grpc
 import structlog
 from grpc_health.v1 import health_pb2_grpc
 
-from deployment_pipeline import listening, reflection
-from deployment_pipeline.calls import Calls
-from deployment_pipeline.database import Database
+from deployment_pipeline.edge import reflection
+from deployment_pipeline.edge.calls import Calls
+from deployment_pipeline.edge.health import SERVICE, Health
+from deployment_pipeline.edge.service import DeploymentPipelineService
 from deployment_pipeline.engine import Engine
-from deployment_pipeline.guard import Guard
-from deployment_pipeline.health import SERVICE, Health
-from deployment_pipeline.service import DeploymentPipelineService
-from deployment_pipeline.settings import Settings
-from deployment_pipeline.store import Store
-from deployment_pipeline.workers import STOP_SIGNALS
+from deployment_pipeline.guard.guard import Guard
+from deployment_pipeline.postgres.connections import Database
+from deployment_pipeline.postgres.store import Store
+from deployment_pipeline.run import listening
+from deployment_pipeline.run.settings import Settings
+from deployment_pipeline.run.workers import STOP_SIGNALS
 from dp.v1 import deployment_pipeline_pb2_grpc as pb_grpc
 
 MAX_MESSAGE_BYTES = 1024 * 1024

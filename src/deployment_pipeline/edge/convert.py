@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from deployment_pipeline.engine.pipelines import UPDATABLE
-from deployment_pipeline.errors import InvalidFields, Violation, busy_with, by, until
+from deployment_pipeline.fields import DEFAULT_MAX_PENDING
 from deployment_pipeline.model import (
     Deployment,
     HistoryFilter,
@@ -21,7 +21,7 @@ from deployment_pipeline.model import (
     PipelineState,
     Waiting,
 )
-from deployment_pipeline.rules import DEFAULT_MAX_PENDING
+from deployment_pipeline.refusals import InvalidFields, Violation, busy_with, by, until
 from dp.v1 import deployment_pipeline_pb2 as pb
 
 M = TypeVar("M", bound=Message)

@@ -1,0 +1,1 @@
+"""The only room that knows psycopg, the tables and their SQL."""
