@@ -52,8 +52,9 @@ class Bench:
         self.refused = 0
         for n in range(HOT_PIPELINES):  # what is in the way there
             rig.sql(
-                "SELECT outcome FROM dp_trigger("
-                "gen_random_uuid(), %s, '1', 'REJECT', '{}', '', 'first', NULL, 1000)",
+                "SELECT outcome FROM dp_trigger(p_id => gen_random_uuid(), p_pipeline_name => %s,"
+                " p_version => '1', p_on_busy => 'REJECT', p_labels => '{}', p_reason => '',"
+                " p_request_id => 'first', p_digest => NULL, p_wait_ms => 1000)",
                 f"hot-{n}",
                 database="hot",
             )

@@ -10,7 +10,7 @@ import sys
 import grpc
 import uvloop
 
-from deployment_pipeline.run.server import OPTIONS
+from deployment_pipeline.edge.rpc import OPTIONS
 
 SERVICE, METHOD = "benchmark.Echo", "Echo"
 PATH = f"/{SERVICE}/{METHOD}"
@@ -23,7 +23,7 @@ async def echo(request: bytes, context: object) -> bytes:
 async def main(port: int) -> None:
     server = grpc.aio.server(options=(*OPTIONS, ("grpc.so_reuseport", 1)))
     handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(echo)
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler})])
+    server.add_registered_method_handlers(SERVICE, {METHOD: handler})
     server.add_insecure_port(f"127.0.0.1:{port}")
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)

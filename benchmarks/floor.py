@@ -2,27 +2,34 @@
 
 import re
 import subprocess
+from collections.abc import Mapping
 
 from benchmarks.rig import Rig, pgbench
-from deployment_pipeline.postgres import store
-from deployment_pipeline.postgres.statements import Statement
+from deployment_pipeline.commands import AdvanceStage, Command, TriggerDeployment
+from deployment_pipeline.postgres.changes import CHANGES
 
 CLIENTS = 16
 THREADS = 2
-NO_REQUEST = "'auto-' || gen_random_uuid()", "NULL", "10000"
+FRAME = {"request_id": "'auto-' || gen_random_uuid()", "digest": "NULL", "wait_ms": "10000"}
 
 
 def script(prefix: str, pipelines: int) -> str:
     each = pipelines // CLIENTS
     pipeline = f"'{prefix}-' || :n::integer"
-    trigger = ("gen_random_uuid()", pipeline, "'1.0.0'", "'REJECT'", "'{}'", "''", *NO_REQUEST)
-    advance = (":id::uuid", "NULL", "''", *NO_REQUEST)
+    trigger = {
+        "id": "gen_random_uuid()",
+        "pipeline_name": pipeline,
+        "version": "'1.0.0'",
+        "on_busy": "'REJECT'",
+        "labels": "'{}'",
+    }
+    advance = {"deployment_id": ":id::uuid"}
     # No two clients use a pipeline at the same time.
     lines = [
         f"\\set n :client_id * {each} + random(0, {each - 1})",
-        f"{_filled(store.TRIGGER, trigger)} \\gset",
+        f"{_filled(TriggerDeployment, trigger)} \\gset",
     ]
-    lines += [f"{_filled(store.ADVANCE, advance)};"] * 4
+    lines += [f"{_filled(AdvanceStage, advance)};"] * 4
     return "\n".join(lines) + "\n"
 
 
@@ -46,5 +53,7 @@ def lives_per_second(rig: Rig, prefix: str, pipelines: int, seconds: float) -> f
     return float(found[1])
 
 
-def _filled(statement: Statement, values: tuple[str, ...]) -> str:
-    return statement.one.decode().replace("%s", "{}").format(*values)
+def _filled(command: type[Command], values: Mapping[str, str]) -> str:
+    """The text of its statement; what has no value here is an empty text."""
+    given = {**FRAME, **values}
+    return " ".join(CHANGES[command].statement.of(lambda name: given.get(name, "''")).split())

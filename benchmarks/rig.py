@@ -46,7 +46,9 @@ class Rig:
         """Named PREFIX-0 and so on."""
         self.sql(
             "SELECT count(*) FROM generate_series(0, %s - 1) n CROSS JOIN LATERAL"
-            " dp_create_pipeline(%s || '-' || n, %s, '', '{}', 100, 'create', NULL, 10000)",
+            " dp_create_pipeline(p_name => %s || '-' || n, p_stages => %s, p_description => '',"
+            " p_labels => '{}', p_max_pending => 100, p_request_id => 'create', p_digest => NULL,"
+            " p_wait_ms => 10000)",
             *(count, prefix, STAGES),
             database=database,
         )

@@ -14,13 +14,13 @@ import psycopg
 import pytest
 import redis as redis_client
 
-from deployment_pipeline.guard import guard
+from deployment_pipeline.guard import redis as guard_redis
 from deployment_pipeline.run.server import running
 from deployment_pipeline.run.settings import Settings
 from support import stores as support_stores
 from support.clients import Client, ReflectionClient, TypedClient
 from support.rig import Rig, rig
-from support.stores import Stores
+from support.stores import RedisKey, Stores, redis_keys
 from support.table import NOTES, TABLE
 
 
@@ -35,7 +35,7 @@ def _no_settings_from_outside() -> None:
 def _patience() -> Iterator[None]:
     """A machine that stalls for a moment is not what these tests are about."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(guard, "BUDGET_SECONDS", 2.0)
+        patch.setattr(guard_redis, "BUDGET_SECONDS", 2.0)
         yield
 
 
@@ -105,6 +105,12 @@ def sql(stores: Stores) -> Iterator[psycopg.Connection]:
 def redis(stores: Stores) -> Iterator[redis_client.Redis]:
     with redis_client.Redis.from_url(stores.redis_url) as connection:
         yield connection
+
+
+@pytest.fixture
+def redis_key(stores: Stores) -> RedisKey:
+    """The name of a pipeline's key: "active" or "lease"."""
+    return redis_keys(stores.database_url)
 
 
 @pytest.fixture(scope="session")

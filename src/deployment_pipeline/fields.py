@@ -1,14 +1,18 @@
 """What a request's fields must look like. All broken fields of a request are reported at once.
 
-Usage: ask one `Rules` about every field, then `check()`, which raises if anything was wrong.
+Usage: ask one `Rules` about every field, then `check()`, which raises if anything was wrong. A command names
+the rule of each of its fields in its annotation (`commands`).
 """
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from uuid import UUID
 
+from deployment_pipeline.model import OnBusy
 from deployment_pipeline.refusals import InvalidFields, Violation
 
+UPDATABLE = ("stages", "description", "labels", "max_pending")
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 MAX_STAGES = 100
 MAX_VERSION_CHARS = 256
@@ -23,11 +27,12 @@ MAX_PAGE = 1000
 DEFAULT_PAGE = 50
 MAX_PENDING = 1000
 DEFAULT_MAX_PENDING = 100
+MAX_NUMBER = 2**63 - 1
 
 _NAME_RULE = "must be 1 to 63 of a-z, 0-9 and '-', and begin and end with a letter or digit (like 'web-shop')"
 # Control characters other than newline and tab, and those that reorder the text around them.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+UUID_TEXT = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 def _printable(text: str) -> bool:
@@ -72,6 +77,11 @@ class Rules:
         elif len(value.encode()) > MAX_TEXT_BYTES:
             self.broken(field, f"must be at most {MAX_TEXT_BYTES} bytes")
 
+    def required_reason(self, field: str, value: str) -> None:
+        if not value:
+            self.broken(field, "is required: it tells the people whom the lock stops why")
+        self.text(field, value)
+
     def owner(self, field: str, value: str) -> None:
         if len(value) > MAX_OWNER_CHARS or not _printable(value):
             self.broken(field, f"must be at most {MAX_OWNER_CHARS} printable characters")
@@ -88,13 +98,39 @@ class Rules:
                     f"{field}[{key}]", f"must be at most {MAX_LABEL_VALUE_CHARS} printable characters"
                 )
 
-    def request_id(self, value: str) -> None:
+    def request_id(self, field: str, value: str) -> None:
         if not _printable(value) or len(value.encode()) > MAX_REQUEST_ID_BYTES:
-            self.broken("request_id", f"must be at most {MAX_REQUEST_ID_BYTES} bytes, all printable")
+            self.broken(field, f"must be at most {MAX_REQUEST_ID_BYTES} bytes, all printable")
 
     def whole(self, field: str, value: int, low: int, high: int) -> None:
         if not low <= value <= high:
             self.broken(field, f"must be {low} to {high}, not {value}")
+
+    def max_pending(self, field: str, value: int) -> None:
+        self.whole(field, value, 0, MAX_PENDING)
+
+    def number(self, field: str, value: int) -> None:
+        self.whole(field, value, 0, MAX_NUMBER)
+
+    def true(self, field: str, value: bool) -> None:
+        if not value:
+            self.broken(field, "must be true, or left out")
+
+    def time(self, field: str, value: object) -> None:
+        """value: what cannot be a datetime is left as it came."""
+        if not isinstance(value, datetime):
+            self.broken(field, "must be a time between the years 1 and 9999")
+
+    def on_busy(self, field: str, value: object) -> None:
+        """value: a number that names no OnBusy is left as it came."""
+        self.one_of(field, value, list(OnBusy))
+
+    def update_mask(self, field: str, value: Sequence[str]) -> None:
+        unknown = [path for path in value if path not in UPDATABLE]
+        if unknown:
+            self.broken(field, f"may name {', '.join(UPDATABLE)} or *; not {unknown[0]!r}")
+        elif not value:
+            self.broken(field, "names no field to change, and none is given")
 
     def one_of(self, field: str, value: object, allowed: Collection[object]) -> None:
         if value not in allowed:
@@ -113,9 +149,11 @@ class Rules:
         self.whole(field, value, 0, MAX_PAGE)
         return value or DEFAULT_PAGE
 
-    def uuid(self, field: str, value: str) -> UUID:
+    def uuid(self, field: str, value: UUID | str) -> UUID:
         """The parsed id; the nil UUID (never used, for `check` raises) if it is broken."""
-        if _UUID.fullmatch(value):
+        if isinstance(value, UUID):
+            return value
+        if UUID_TEXT.fullmatch(value):
             return UUID(value)
         rule = "must be a deployment's id, like '0199f6a2-7f2c-7bd0-8a55-1c2d3e4f5a6b'"
         self.broken(field, rule if value else f"is required; it {rule}")

@@ -1,44 +1,30 @@
-"""What makes a call recognisable when it comes again."""
+"""Deployment ids, and the ids of requests that came without one."""
 
-import json
 import os
 import time
-from dataclasses import dataclass
-from hashlib import blake2b
 from uuid import UUID, uuid4, uuid5
 
 # What deployment ids are derived from, together with the pipeline and the request_id (RFC 9562, version 5).
 _NAMESPACE = UUID("7b0b4a3e-6a55-5d0c-9d0b-5c1b7c6f3a10")
-_DIGEST_BYTES = 16
 
 
-@dataclass(frozen=True, slots=True)
-class RequestKey:
-    """A change's request_id, and a digest of what was asked, to tell a repeat from another request.
-    digest None: the caller sent no id, and this one was made for the service's own repeat."""
-
-    id: str
-    digest: bytes | None
-
-
-def request_key(request_id: str, *request: object) -> RequestKey:
-    if not request_id:
-        return RequestKey(f"auto-{uuid4()}", None)
-    text = json.dumps(request, sort_keys=True, default=str)
-    return RequestKey(request_id, blake2b(text.encode(), digest_size=_DIGEST_BYTES).digest())
-
-
-def deployment_id_for(pipeline: str, request_id: str) -> UUID:
-    """Known before any I/O, so that a retry names the same deployment; else ordered by time (version 7)."""
+def deployment_id(pipeline: str, request_id: str) -> UUID:
+    """Known before any I/O, so that a retry names the same deployment. Without a request_id: ordered by time
+    (version 7). A "/" in the pipeline's name is written %2F, so that no two pairs join to the same text."""
     if request_id:
-        return uuid5(_NAMESPACE, f"{pipeline}/{request_id}")
+        return uuid5(_NAMESPACE, f"{pipeline.replace('/', '%2F')}/{request_id}")
     return _by_time()
 
 
-def redeployment_id_for(rolled_back: UUID) -> UUID:
-    """Of the deployment that a rollback puts in its place. A deployment is rolled back once, so there is
-    one, and a repeat names the same."""
+def redeployment_id(rolled_back: UUID) -> UUID:
+    """The id of the deployment that a rollback puts in place of this one. A deployment is rolled back once,
+    so there is one, and a repeat names the same."""
     return uuid5(_NAMESPACE, f"redeployment of {rolled_back}")
+
+
+def own_request_id() -> str:
+    """For a change whose caller sent none: the service's own repeat must find its work."""
+    return f"auto-{uuid4()}"
 
 
 def _by_time() -> UUID:

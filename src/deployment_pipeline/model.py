@@ -3,12 +3,68 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Generic, TypeVar
 from uuid import UUID
 
-from deployment_pipeline.states import Status
+from deployment_pipeline.states import EventType, Known, Status
 
 T = TypeVar("T")
+
+
+class OnBusy(StrEnum):
+    """What a trigger does when another deployment is IN_PROGRESS."""
+
+    REJECT = "REJECT"
+    QUEUE = "QUEUE"
+    SUPERSEDE = "SUPERSEDE"
+
+
+class CauseCode(Known):
+    """Why a deployment ended other than by completion, or what it waits for."""
+
+    UNSPECIFIED = "UNSPECIFIED"
+    # It ended. These are stored.
+    CANCELLED = "CANCELLED"
+    ROLLED_BACK = "ROLLED_BACK"
+    SUPERSEDED = "SUPERSEDED"
+    # It waits.
+    BUSY = "BUSY"
+    LOCKED = "LOCKED"
+    NOT_RESUMED = "NOT_RESUMED"
+
+
+class Outcome(StrEnum):
+    """What a change's SQL function answers: what it did, or why it did nothing."""
+
+    OK = "OK"
+    REPLAYED = "REPLAYED"  # an earlier call of the same request did it
+    MUST_WAIT = "MUST_WAIT"  # in a batch: for a row lock that somebody else holds
+    REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
+    PIPELINE_NOT_FOUND = "PIPELINE_NOT_FOUND"
+    PIPELINE_EXISTS = "PIPELINE_EXISTS"
+    PIPELINE_BUSY = "PIPELINE_BUSY"
+    PIPELINE_LOCKED = "PIPELINE_LOCKED"
+    PIPELINE_NOT_LOCKED = "PIPELINE_NOT_LOCKED"
+    QUEUE_FULL = "QUEUE_FULL"
+    REVISION_MISMATCH = "REVISION_MISMATCH"
+    EXPIRY_PASSED = "EXPIRY_PASSED"
+    DEPLOYMENT_NOT_FOUND = "DEPLOYMENT_NOT_FOUND"
+    DEPLOYMENT_NOT_IN_PROGRESS = "DEPLOYMENT_NOT_IN_PROGRESS"
+    DEPLOYMENT_ENDED = "DEPLOYMENT_ENDED"
+    STAGE_MISMATCH = "STAGE_MISMATCH"
+    NO_KNOWN_GOOD = "NO_KNOWN_GOOD"
+
+
+MADE = (Outcome.OK, Outcome.REPLAYED)
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """What all replicas on one database have in common."""
+
+    id: str  # eight hex digits
+    page_token_key: bytes  # signs page tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +73,7 @@ class Lock:
     reason: str
     locked_at: datetime
     expires_at: datetime | None  # None: it does not expire
+    stands: bool  # it had not expired when this was read
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,27 +86,19 @@ class Pipeline:
     revision: int
     created_at: datetime
     updated_at: datetime
-    lock: Lock | None  # the one that stood when this was read
-
-
-@dataclass(frozen=True, slots=True)
-class Active:
-    """What others need to know of the deployment that is IN_PROGRESS."""
-
-    id: UUID
-    version: str
-    stage: str
-    since: datetime
+    lock: Lock | None  # the last one that nobody lifted
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """Where a PENDING deployment stands in line, and what is in the way."""
 
-    position: int  # 1: the next to start
-    active: Active | None
-    locked: bool
-    lock_owner: str
+    queue_position: int  # 1: the next to start
+    active_id: UUID | None  # None, as all of `active_`: nothing is IN_PROGRESS
+    active_version: str
+    active_stage: str
+    active_since: datetime
+    lock_owner: str | None  # None, as all of `lock_`: the pipeline is not locked
     lock_reason: str
     lock_expires_at: datetime | None
 
@@ -69,13 +118,13 @@ class Deployment:
     completed_at: datetime | None
     triggered_by: str
     reason: str
-    cause: str | None  # why it ended: CANCELLED, ROLLED_BACK or SUPERSEDED
+    cause: CauseCode | None  # why it ended
     cause_message: str
     labels: Mapping[str, str]
     rollback_of: UUID | None
     redeployed_by: UUID | None
     superseded_by: UUID | None
-    waiting: Waiting | None  # set if it is PENDING
+    waiting: Waiting | None = None  # set if it is PENDING
 
     @property
     def current_stage(self) -> str:
@@ -88,17 +137,15 @@ class StageState:
     """The deployment that completed a stage last: what is live there."""
 
     name: str
-    deployment_id: UUID | None
-    version: str
-    seq: int
-    completed_at: datetime | None
+    completed_at: datetime | None  # None: no deployment has completed it
+    deployment: Deployment | None
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineState:
     pipeline: Pipeline
     active: Deployment | None
-    queue: Sequence[Deployment]  # the next to start first; no more than were asked for
+    queue: Sequence[Deployment]  # the next to start first; no more than fit into an answer
     pending_count: int
     stages: Sequence[StageState]
 
@@ -109,14 +156,14 @@ class LoggedEvent:
 
     pipeline_name: str
     event_no: int
-    type: str
+    type: EventType
     deployment_id: UUID | None
-    stage: str
+    stage: str | None
     from_status: Status | None
     to_status: Status | None
     actor: str
     reason: str
-    request_id: str
+    request_id: str | None
     created_at: datetime
 
 
@@ -124,7 +171,7 @@ class LoggedEvent:
 class HistoryFilter:
     """Which deployments of a pipeline to show; empty: all."""
 
-    statuses: Sequence[str] = ()
+    statuses: Sequence[Status] = ()
     reached_stage: str = ""
     completed_stage: str = ""
 
@@ -139,18 +186,19 @@ class Page(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """What a change's SQL function answered: its outcome's word, and the rows that it is about."""
+class Decision:
+    """What a change's SQL function decided, and the rows that it is about."""
 
-    outcome: str
+    outcome: Outcome
     deployment: Deployment | None = None
     pipeline: Pipeline | None = None
     started: UUID | None = None  # what took the slot that was freed
 
 
 @dataclass(frozen=True, slots=True)
-class Change(Generic[T]):
-    """A change's answer: the current snapshot, and whether an earlier call had made the change already."""
+class Snapshot(Generic[T]):
+    """What a change answers: how its subject stands now, and whether an earlier call of the same request had
+    made the change."""
 
-    snapshot: T
+    value: T
     replayed: bool

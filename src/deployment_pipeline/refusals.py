@@ -279,7 +279,7 @@ class RetryWithoutToken(Refusal):
     """A proxy or client library sent an AdvanceStage again, and nothing tells a repeat from a new call."""
 
     reason = "RETRY_WITHOUT_TOKEN"
-    deployment_id: str
+    deployment_id: UUID
 
     def __str__(self) -> str:
         return (

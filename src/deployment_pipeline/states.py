@@ -13,7 +13,17 @@ the chart in docs/states.md are compared with it too.
 from enum import StrEnum
 
 
-class Status(StrEnum):
+class Known(StrEnum):
+    """An enum whose values are stored. What a later release stored, and this one does not know, is read as
+    UNSPECIFIED."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Known":
+        return cls["UNSPECIFIED"]
+
+
+class Status(Known):
+    UNSPECIFIED = "UNSPECIFIED"
     PENDING = "PENDING"
     IN_PROGRESS = "IN_PROGRESS"
     COMPLETED = "COMPLETED"
@@ -21,9 +31,16 @@ class Status(StrEnum):
     CANCELLED = "CANCELLED"
 
 
-class Event(StrEnum):
-    """What happens to a deployment; the `type` of its rows in the event log."""
+class EventType(Known):
+    """What happens to a pipeline or a deployment; the `type` of its rows in the event log."""
 
+    UNSPECIFIED = "UNSPECIFIED"
+    # To a pipeline.
+    CREATE = "CREATE"
+    UPDATE = "UPDATE"
+    LOCK = "LOCK"
+    UNLOCK = "UNLOCK"
+    # To a deployment.
     TRIGGER = "TRIGGER"  # asked for, and the slot was free; or put in the place of one rolled back
     QUEUE = "QUEUE"  # asked for, and the slot was taken
     PROMOTE = "PROMOTE"  # the slot was freed, and it was the oldest in line
@@ -34,19 +51,22 @@ class Event(StrEnum):
     CANCEL = "CANCEL"
 
 
-TRANSITIONS: dict[tuple[Status | None, Event], Status] = {
-    (None, Event.TRIGGER): Status.IN_PROGRESS,
-    (None, Event.QUEUE): Status.PENDING,
-    (Status.PENDING, Event.PROMOTE): Status.IN_PROGRESS,
-    (Status.PENDING, Event.SUPERSEDE): Status.CANCELLED,
-    (Status.PENDING, Event.CANCEL): Status.CANCELLED,
-    (Status.IN_PROGRESS, Event.ADVANCE): Status.IN_PROGRESS,
-    (Status.IN_PROGRESS, Event.COMPLETE): Status.COMPLETED,
-    (Status.IN_PROGRESS, Event.ROLLBACK): Status.ROLLED_BACK,
-    (Status.IN_PROGRESS, Event.CANCEL): Status.CANCELLED,
+TRANSITIONS: dict[tuple[Status | None, EventType], Status] = {
+    (None, EventType.TRIGGER): Status.IN_PROGRESS,
+    (None, EventType.QUEUE): Status.PENDING,
+    (Status.PENDING, EventType.PROMOTE): Status.IN_PROGRESS,
+    (Status.PENDING, EventType.SUPERSEDE): Status.CANCELLED,
+    (Status.PENDING, EventType.CANCEL): Status.CANCELLED,
+    (Status.IN_PROGRESS, EventType.ADVANCE): Status.IN_PROGRESS,
+    (Status.IN_PROGRESS, EventType.COMPLETE): Status.COMPLETED,
+    (Status.IN_PROGRESS, EventType.ROLLBACK): Status.ROLLED_BACK,
+    (Status.IN_PROGRESS, EventType.CANCEL): Status.CANCELLED,
 }
 
-FINAL = frozenset(Status) - {start for start, _ in TRANSITIONS}
+# Those that are stored.
+STATUSES = tuple(status for status in Status if status is not Status.UNSPECIFIED)
+FINAL = frozenset(TRANSITIONS.values()) - {start for start, _ in TRANSITIONS}
+PIPELINE_EVENTS = frozenset({EventType.CREATE, EventType.UPDATE, EventType.LOCK, EventType.UNLOCK})
 
 
 def chart() -> str:
@@ -54,7 +74,7 @@ def chart() -> str:
     arrows = [
         f"    {start or '[*]'} --> {end}: {event.lower()}" for (start, event), end in TRANSITIONS.items()
     ]
-    arrows += [f"    {status} --> [*]" for status in Status if status in FINAL]
+    arrows += [f"    {status} --> [*]" for status in STATUSES if status in FINAL]
     rows = [f"| {start or '–'} | {event} | {end} |" for (start, event), end in TRANSITIONS.items()]
     return "\n".join(
         [

@@ -15,7 +15,7 @@ from deployment_pipeline.run.server import running
 from deployment_pipeline.run.settings import Settings
 from support.clients import Answer, Client, Refused, TypedClient
 from support.servers import server
-from support.stores import Stores, scratch_folder
+from support.stores import RedisKey, Stores, scratch_folder
 
 
 async def trigger(client: Client, pipeline: str, **fields: str) -> Answer | Refused:
@@ -116,20 +116,20 @@ async def test_s7_with_redis_flushed_at_every_step_everything_works(
 
 
 async def test_l1_a_stale_active_key_refuses_nobody(
-    client: Client, pipeline: str, redis: redis_client.Redis
+    client: Client, pipeline: str, redis: redis_client.Redis, redis_key: RedisKey
 ) -> None:
-    redis.set(f"dp:active:{{{pipeline}}}", str(uuid.uuid4()))
+    redis.set(redis_key("active", pipeline), str(uuid.uuid4()))
     await lives(client, pipeline, 2)
 
 
 async def test_s7_a_forged_lease_refuses_for_its_short_life_and_never_admits(
-    client: Client, pipeline: str, redis: redis_client.Redis
+    client: Client, pipeline: str, redis: redis_client.Redis, redis_key: RedisKey
 ) -> None:
     ghost = uuid.uuid4()
     seconds, microseconds = redis.time()
     now_ms = seconds * 1000 + microseconds // 1000
-    redis.set(f"dp:active:{{{pipeline}}}", str(ghost))
-    redis.set(f"dp:lease:{{{pipeline}}}", f"C:99:{ghost}:{now_ms + 1500}:0:build:1", px=1500)
+    redis.set(redis_key("active", pipeline), str(ghost))
+    redis.set(redis_key("lease", pipeline), f"C:99:{ghost}:{now_ms + 1500}:0:build:1", px=1500)
     refused = await trigger(client, pipeline)
     assert isinstance(refused, Refused)
     await asyncio.sleep(1.6)

@@ -9,14 +9,14 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from deployment_pipeline.states import FINAL, TRANSITIONS, Event, Status
+from deployment_pipeline.states import FINAL, STATUSES, TRANSITIONS, EventType, Status
 from support.clients import Client, Refused
 
 CALLS = {
-    Event.ADVANCE: ("AdvanceStage", 0),
-    Event.COMPLETE: ("AdvanceStage", 2),
-    Event.ROLLBACK: ("Rollback", 1),
-    Event.CANCEL: ("CancelDeployment", 1),
+    EventType.ADVANCE: ("AdvanceStage", 0),
+    EventType.COMPLETE: ("AdvanceStage", 2),
+    EventType.ROLLBACK: ("Rollback", 1),
+    EventType.CANCEL: ("CancelDeployment", 1),
 }
 
 
@@ -67,13 +67,13 @@ AROUND = [Around(waiting, locked) for waiting in (False, True) for locked in (Fa
 
 
 @pytest.mark.parametrize("around", AROUND, ids=str)
-@pytest.mark.parametrize(("status", "event"), list(itertools.product(Status, CALLS)))
+@pytest.mark.parametrize(("status", "event"), list(itertools.product(STATUSES, CALLS)))
 async def test_s4_l2_only_the_laws_transitions_happen_and_no_slot_stays_free(
     client: Client,
     pipeline: str,
     sql: psycopg.Connection,
     status: Status,
-    event: Event,
+    event: EventType,
     around: Around,
 ) -> None:
     method, stage_index = CALLS[event]

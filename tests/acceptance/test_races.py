@@ -161,7 +161,8 @@ async def test_the_audit_notices(client: Client, pipeline: str, sql: psycopg.Con
             sql.execute(lie.encode(), {"p": pipeline})
         if event:
             sql.execute(
-                "SELECT dp_record(pipeline_name, %s, now(), '', NULL, NULL, id, current_stage, %s, %s)"
+                "SELECT dp_append_event(p_pipeline => pipeline_name, p_type => %s, p_at => now(),"
+                " p_reason => '', p_deployment => id, p_stage => current_stage, p_from => %s, p_to => %s)"
                 " FROM dp_deployments WHERE pipeline_name = %s AND seq = %s",
                 [
                     event,

@@ -8,7 +8,7 @@ import grpc
 import psycopg
 import pytest
 
-from deployment_pipeline.guard import guard
+from deployment_pipeline.guard import redis as guard_redis
 from deployment_pipeline.run.server import running
 from deployment_pipeline.run.settings import Settings
 from support.clients import Answer, Client, Refused, TypedClient
@@ -63,7 +63,7 @@ async def life(client: Client, pipeline: str) -> None:
 async def test_a_trigger_costs_one_round_trip_each(
     counted: Counted, pipeline: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "BUDGET_SECONDS", 20)
+    monkeypatch.setattr(guard_redis, "BUDGET_SECONDS", 20)
     counted.redis.reset(free=1)
     await counted.client.call("TriggerDeployment", pipeline_name=pipeline, version="1")
     # What comes after the gate is held back, and yet the answer is there: only the gate is on its path.

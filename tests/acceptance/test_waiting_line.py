@@ -9,6 +9,7 @@ import redis as redis_client
 from grpc import StatusCode
 
 from support.clients import Answer, Client, Refused
+from support.stores import RedisKey
 
 QUEUE, SUPERSEDE = 2, 3
 
@@ -61,10 +62,15 @@ async def test_who_waits_is_told_where_and_for_whom(client: Client, pipeline: st
 
 @pytest.mark.parametrize("how", ["completion", "rollback", "cancel"])
 async def test_l2_whatever_frees_the_slot_starts_the_next_in_the_same_commit(
-    client: Client, pipeline: str, sql: psycopg.Connection, redis: redis_client.Redis, how: str
+    client: Client,
+    pipeline: str,
+    sql: psycopg.Connection,
+    redis: redis_client.Redis,
+    redis_key: RedisKey,
+    how: str,
 ) -> None:
     active = await trigger(client, pipeline, "1")
-    redis.set(f"dp:active:{{{pipeline}}}", active.id)
+    redis.set(redis_key("active", pipeline), active.id)
     first, second = [await trigger(client, pipeline, version) for version in "23"]
     await end(client, active.id, how)
     started = await status(client, first.id)
@@ -76,7 +82,7 @@ async def test_l2_whatever_frees_the_slot_starts_the_next_in_the_same_commit(
         [pipeline],
     ).fetchall()
     assert commits[0] == commits[1]
-    assert redis.get(f"dp:active:{{{pipeline}}}") == first.id.encode(), "handed over"
+    assert redis.get(redis_key("active", pipeline)) == first.id.encode(), "handed over"
 
 
 async def test_a_waiting_deployment_can_be_cancelled_and_not_advanced(client: Client, pipeline: str) -> None:

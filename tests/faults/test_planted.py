@@ -31,7 +31,7 @@ def without_replay(rig: Rig) -> None:
     """Nobody looks whether a request was carried out before."""
     with rig.sql as sql:
         sql.execute("DROP INDEX dp_events_request_id")
-        for name in ("dp_trigger", "dp_judge"):
+        for name in ("dp_trigger", "dp_find_deployment"):
             blind = function(name).replace("request_id = p_request_id", "request_id = p_request_id AND false")
             assert blind != function(name)
             sql.execute(blind.encode())

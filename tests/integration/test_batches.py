@@ -9,11 +9,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from deployment_pipeline import deadline
-from deployment_pipeline.ids import RequestKey
-from deployment_pipeline.model import HistoryFilter, Judged
-from deployment_pipeline.postgres.connections import Database
-from deployment_pipeline.postgres.store import ROWS_TOGETHER, Store
+from deployment_pipeline import call
+from deployment_pipeline.commands import AdvanceStage, CancelDeployment, CreatePipeline, TriggerDeployment
+from deployment_pipeline.model import Decision, HistoryFilter
+from deployment_pipeline.postgres import Postgres
+from deployment_pipeline.postgres.reads import ROWS_TOGETHER
 from deployment_pipeline.refusals import OutcomeUnknown, StoreUnavailable
 from deployment_pipeline.states import Status
 from support.proxy import Proxy, postgres_proxy
@@ -22,28 +22,27 @@ from support.stores import Stores
 MAX_BATCH = 64
 
 
-def key() -> RequestKey:
-    return RequestKey(f"auto-{uuid.uuid4()}", None)
-
-
 class Replica:
-    """A store of one replica, with a proxy before its Postgres."""
+    """What one replica asks, with a proxy before its Postgres."""
 
-    def __init__(self, store: Store, proxy: Proxy) -> None:
-        self.store = store
+    def __init__(self, postgres: Postgres, proxy: Proxy) -> None:
+        self.changes = postgres.changes
+        self.reads = postgres.reads
         self.proxy = proxy
 
     def statements(self) -> int:
         """Since the proxy's reset."""
         return self.proxy.count(b"S", b"Q")
 
-    async def trigger(self, pipeline: str, version: str = "1", request_id: str = "") -> Judged:
+    async def trigger(self, pipeline: str, version: str = "1", request_id: str = "") -> Decision:
         id = uuid.uuid5(uuid.NAMESPACE_OID, pipeline + request_id) if request_id else uuid.uuid4()
-        asked = RequestKey(request_id, b"digest") if request_id else key()
-        return await self.store.trigger(id, pipeline, version, "REJECT", {"a": 'b"\\{}'}, "", asked)
+        asked = TriggerDeployment(
+            pipeline_name=pipeline, version=version, labels={"a": 'b"\\{}'}, request_id=request_id
+        )
+        return await self.changes.make(asked, id=id)
 
-    async def advance(self, id: uuid.UUID) -> Judged:
-        return await self.store.advance(id, None, "", key())
+    async def advance(self, id: uuid.UUID) -> Decision:
+        return await self.changes.make(AdvanceStage(deployment_id=id))
 
 
 @pytest.fixture
@@ -58,12 +57,12 @@ async def replicas(stores: Stores) -> AsyncIterator[list[Replica]]:
         ),
     ):
         for proxy, its_url, connections in ((one, url, 1), (other, other_url, 4)):
-            database = Database(its_url, connections, MAX_BATCH)
-            await database.open()
-            made.append((Replica(Store(database), proxy), database))
+            postgres = Postgres(its_url, connections, MAX_BATCH)
+            await postgres.open()
+            made.append((Replica(postgres, proxy), postgres))
         yield [replica for replica, _ in made]
-        for _, database in made:
-            await database.close()
+        for _, postgres in made:
+            await postgres.close()
 
 
 @pytest.fixture
@@ -76,32 +75,32 @@ async def pipelines(replica: Replica, new_name: Callable[[], str]) -> list[str]:
     """Fifty of them, and the first replica's statements are prepared."""
     names = [new_name() for _ in range(52)]
     for name in names:
-        await replica.store.create_pipeline(name, ["build", "deploy"], "", {}, 5, key())
+        await replica.changes.make(CreatePipeline(name=name, stages=["build", "deploy"], max_pending=5))
     started = await together(*(replica.trigger(name) for name in names[50:]))
-    ids = [judged.deployment.id for judged in started if judged.deployment]
+    ids = [decision.deployment.id for decision in started if decision.deployment]
     await together(*(replica.advance(id) for id in ids))
-    await asyncio.gather(*(replica.store.get_deployment(id) for id in ids))
+    await asyncio.gather(*(replica.reads.deployment(id) for id in ids))
     replica.proxy.reset()
     return names[:50]
 
 
-async def together(*calls: Coroutine[Any, Any, Judged]) -> list[Judged]:
+async def together(*calls: Coroutine[Any, Any, Decision]) -> list[Decision]:
     return list(await asyncio.gather(*calls))
 
 
 async def test_fifty_lives_take_a_few_statements(replica: Replica, pipelines: list[str]) -> None:
     started = await together(*(replica.trigger(name, f"v-{name}") for name in pipelines))
-    ids = [judged.deployment.id for judged in started if judged.deployment]
-    assert [judged.outcome for judged in started] == ["OK"] * 50
-    assert [judged.deployment.version for judged in started if judged.deployment] == [
+    ids = [decision.deployment.id for decision in started if decision.deployment]
+    assert [decision.outcome for decision in started] == ["OK"] * 50
+    assert [decision.deployment.version for decision in started if decision.deployment] == [
         f"v-{name}" for name in pipelines
     ]
     assert started[0].deployment
     assert started[0].deployment.labels == {"a": 'b"\\{}'}
     for _ in range(2):
         advanced = await together(*(replica.advance(id) for id in ids))
-        assert [judged.deployment.id for judged in advanced if judged.deployment] == ids
-    found = await asyncio.gather(*(replica.store.get_deployment(id) for id in ids))
+        assert [decision.deployment.id for decision in advanced if decision.deployment] == ids
+    found = await asyncio.gather(*(replica.reads.deployment(id) for id in ids))
     assert [deployment.status for deployment in found if deployment] == ["COMPLETED"] * 50
     assert replica.statements() <= 4
 
@@ -114,17 +113,15 @@ async def test_each_has_its_own_outcome(
     first = await replica.trigger(replayed, request_id="r")
     await replica.trigger(reused, request_id="r")
     replica.proxy.reset()
-    judged = await together(
+    decision = await together(
         replica.trigger(busy),
         replica.trigger(free),
         replica.trigger(free),
         replica.trigger(new_name()),
         replica.trigger(replayed, request_id="r"),
-        replica.store.trigger(
-            uuid.uuid4(), reused, "other", "REJECT", {}, "", RequestKey("r", b"other digest")
-        ),
+        replica.trigger(reused, "other", request_id="r"),
     )
-    assert [answer.outcome for answer in judged] == [
+    assert [answer.outcome for answer in decision] == [
         "PIPELINE_BUSY",
         "OK",
         "PIPELINE_BUSY",
@@ -132,9 +129,9 @@ async def test_each_has_its_own_outcome(
         "REPLAYED",
         "REQUEST_ID_REUSED",
     ]
-    assert judged[4].deployment
+    assert decision[4].deployment
     assert first.deployment
-    assert judged[4].deployment.id == first.deployment.id
+    assert decision[4].deployment.id == first.deployment.id
     assert replica.statements() == 1
 
 
@@ -146,7 +143,7 @@ async def test_each_has_its_own_page_of_history(
     for version in ("1", "2", "3"):
         started = (await replica.trigger(busy, version)).deployment
         assert started
-        await replica.store.cancel(started.id, "", key())
+        await replica.changes.make(CancelDeployment(deployment_id=started.id))
     await replica.trigger(busy, "4")
     newest = 2**63 - 1
     asked = (
@@ -157,7 +154,7 @@ async def test_each_has_its_own_page_of_history(
         (busy, HistoryFilter(), 3, 10),
         (busy, HistoryFilter(completed_stage="build"), newest, 10),
     )
-    pages = await asyncio.gather(*(replica.store.history(*page) for page in asked))
+    pages = await asyncio.gather(*(replica.reads.history(*page) for page in asked))
     assert [None if page is None else [deployment.version for deployment in page] for page in pages] == [
         ["4", "3"],
         [],
@@ -167,16 +164,16 @@ async def test_each_has_its_own_page_of_history(
         [],
     ]
     replica.proxy.reset()
-    assert pages == await asyncio.gather(*(replica.store.history(*page) for page in asked))
+    assert pages == await asyncio.gather(*(replica.reads.history(*page) for page in asked))
     assert replica.statements() == 1, "it is prepared by now"
-    assert pages == [await replica.store.history(*page) for page in asked]
+    assert pages == [await replica.reads.history(*page) for page in asked]
 
 
 async def test_long_pages_of_history_are_read_alone(replica: Replica, pipelines: list[str]) -> None:
     async def read(most: int) -> int:
         replica.proxy.reset()
         await asyncio.gather(
-            *(replica.store.history(name, HistoryFilter(), 2**63 - 1, most) for name in pipelines[:3])
+            *(replica.reads.history(name, HistoryFilter(), 2**63 - 1, most) for name in pipelines[:3])
         )
         return replica.statements()
 
@@ -194,7 +191,7 @@ async def test_what_must_fail_fails_alone(replica: Replica, pipelines: list[str]
         return_exceptions=True,
     )
     assert isinstance(answers.pop(), psycopg.DataError)
-    assert [answer.outcome for answer in answers if isinstance(answer, Judged)] == ["OK"] * len(good)
+    assert [answer.outcome for answer in answers if isinstance(answer, Decision)] == ["OK"] * len(good)
 
 
 async def test_who_must_wait_for_a_lock_waits_alone_and_no_longer_than_its_caller(
@@ -203,8 +200,8 @@ async def test_who_must_wait_for_a_lock_waits_alone_and_no_longer_than_its_calle
     replica = replicas[1]
     held, *free = pipelines
 
-    async def impatient(name: str) -> Judged:
-        deadline.start(0.5)
+    async def impatient(name: str) -> Decision:
+        call.begin(0.5)
         return await replica.trigger(name)
 
     began = time.monotonic()
@@ -212,7 +209,7 @@ async def test_who_must_wait_for_a_lock_waits_alone_and_no_longer_than_its_calle
         sql.execute("SELECT FROM dp_pipelines WHERE name = %s FOR UPDATE", (held,))
         stuck = asyncio.create_task(impatient(held))
         others = await asyncio.gather(*(asyncio.create_task(impatient(name)) for name in free))
-        assert [judged.outcome for judged in others] == ["OK"] * len(free)
+        assert [decision.outcome for decision in others] == ["OK"] * len(free)
         assert not stuck.done()
         with pytest.raises(StoreUnavailable):
             await stuck
@@ -221,15 +218,15 @@ async def test_who_must_wait_for_a_lock_waits_alone_and_no_longer_than_its_calle
 
 
 async def test_what_is_late_before_it_is_sent_is_not_made(replica: Replica, pipelines: list[str]) -> None:
-    async def late(name: str) -> Judged:
-        deadline.start(0)
+    async def late(name: str) -> Decision:
+        call.begin(0)
         return await replica.trigger(name)
 
     calls = [asyncio.create_task(late(pipelines[0]))]
     calls += [asyncio.create_task(replica.trigger(name)) for name in pipelines[1:]]
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert isinstance(answers[0], Exception)
-    assert {answer.outcome for answer in answers[1:] if isinstance(answer, Judged)} == {"OK"}
+    assert {answer.outcome for answer in answers[1:] if isinstance(answer, Decision)} == {"OK"}
     assert (await replica.trigger(pipelines[0])).outcome == "OK", "nothing is in the way"
 
 
@@ -241,7 +238,7 @@ async def test_a_batch_whose_answer_is_lost_is_repeated_and_found(
     answers = await asyncio.gather(
         *(replica.trigger(name, request_id="once") for name in few), return_exceptions=True
     )
-    made = [answer.outcome for answer in answers if isinstance(answer, Judged)]
+    made = [answer.outcome for answer in answers if isinstance(answer, Decision)]
     unknown = [answer for answer in answers if isinstance(answer, OutcomeUnknown)]
     assert len(made) + len(unknown) == 5
     assert "REPLAYED" in made, "they were made by the batch"
@@ -265,11 +262,11 @@ async def test_batches_of_two_replicas_do_not_deadlock(
 
     before = deadlocks()
     started = await together(*(replicas[0].trigger(name) for name in pipelines))
-    ids = [judged.deployment.id for judged in started if judged.deployment]
+    ids = [decision.deployment.id for decision in started if decision.deployment]
     one, other = replicas
     outcomes = [
-        judged.outcome
-        for judged in await together(
+        decision.outcome
+        for decision in await together(
             *(one.advance(id) for id in ids), *(other.advance(id) for id in reversed(ids))
         )
     ]

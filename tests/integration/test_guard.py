@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 import pytest
 import redis as redis_client
 
-from deployment_pipeline.guard import guard as guard_module
-from deployment_pipeline.guard.guard import RESERVED_TTL_MS, Guard, Lease
+from deployment_pipeline.guard import redis as guard_redis
+from deployment_pipeline.guard.guard import RESERVED_TTL_MS, Guard
+from deployment_pipeline.guard.lease import Lease
 from deployment_pipeline.model import Deployment
 from deployment_pipeline.states import Status
 from support.proxy import redis_proxy
@@ -18,11 +19,12 @@ from support.stores import Stores
 
 LEASE_MS = 2000
 MAX_BATCH = 64
+INSTALLATION = "0a1b2c3d"
 
 
 @pytest.fixture
 async def guard(stores: Stores) -> AsyncIterator[Guard]:
-    guard = Guard(stores.redis_url, LEASE_MS, MAX_BATCH)
+    guard = Guard(stores.redis_url, INSTALLATION, LEASE_MS, MAX_BATCH)
     yield guard
     await guard.close()
 
@@ -55,11 +57,11 @@ def active(new_name: Callable[[], str]) -> Deployment:
 
 
 def active_key(deployment: Deployment) -> str:
-    return f"dp:active:{{{deployment.pipeline_name}}}"
+    return f"dp:active:{{{deployment.pipeline_name}}}:{INSTALLATION}"
 
 
 def lease_key(deployment: Deployment) -> str:
-    return f"dp:lease:{{{deployment.pipeline_name}}}"
+    return f"dp:lease:{{{deployment.pipeline_name}}}:{INSTALLATION}"
 
 
 async def refused(guard: Guard, deployment: Deployment) -> bool:
@@ -234,7 +236,7 @@ async def test_s7_a_lease_that_would_outlive_t_c_refuses_nobody(
 async def test_s2_a_key_that_does_not_expire_refuses_no_longer_than_its_lease_says(
     stores: Stores, active: Deployment, redis: redis_client.Redis
 ) -> None:
-    guard = Guard(stores.redis_url, 1000, MAX_BATCH)
+    guard = Guard(stores.redis_url, INSTALLATION, 1000, MAX_BATCH)
     await confirm(guard, active)
     redis.persist(lease_key(active))
     assert await refused(guard, active)
@@ -273,13 +275,13 @@ async def answers(guard: Guard, active: Deployment) -> bool:
 async def test_without_redis_the_breaker_opens_and_a_probe_closes_it(
     stores: Stores, active: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard_module, "OPEN_SECONDS", 0.3)
+    monkeypatch.setattr(guard_redis, "BREAKER_SECONDS", 0.3)
 
     async with redis_proxy(stores.redis_url) as (proxy, url):
-        guard = Guard(url, LEASE_MS, MAX_BATCH)
+        guard = Guard(url, INSTALLATION, LEASE_MS, MAX_BATCH)
         assert await answers(guard, active)
         proxy.away = True
-        for _ in range(guard_module.FAILURES_TO_OPEN):
+        for _ in range(guard_redis.FAILURES_TO_OPEN):
             assert not await answers(guard, active)
         proxy.away = False
         proxy.reset()
@@ -289,11 +291,11 @@ async def test_without_redis_the_breaker_opens_and_a_probe_closes_it(
         assert proxy.asked, "but an end is told: others may rely on this Redis"
         assert await answers(guard, active), "and closes the breaker if it is heard"
         proxy.away = True
-        for _ in range(guard_module.FAILURES_TO_OPEN):
+        for _ in range(guard_redis.FAILURES_TO_OPEN):
             assert not await answers(guard, active)
         proxy.away = False
         assert not await answers(guard, active)
-        await asyncio.sleep(guard_module.OPEN_SECONDS)
+        await asyncio.sleep(guard_redis.BREAKER_SECONDS)
         assert await answers(guard, active)
         assert await answers(guard, active)
         await guard.close()
@@ -303,7 +305,7 @@ async def test_a_round_trip_that_hangs_is_one_failure_for_all_its_steps(
     stores: Stores, active: Deployment
 ) -> None:
     async with redis_proxy(stores.redis_url) as (proxy, url):
-        guard = Guard(url, LEASE_MS, MAX_BATCH)
+        guard = Guard(url, INSTALLATION, LEASE_MS, MAX_BATCH)
         assert await answers(guard, active)
         proxy.black_hole = True
         assert not any(await asyncio.gather(*(answers(guard, active) for _ in range(20))))
@@ -315,16 +317,18 @@ async def test_a_round_trip_that_hangs_is_one_failure_for_all_its_steps(
 async def test_s3_a_tombstone_is_left_even_if_nobody_waits_for_it_any_more(
     stores: Stores, active: Deployment, redis: redis_client.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard_module, "BUDGET_SECONDS", 0.3)
+    monkeypatch.setattr(guard_redis, "BUDGET_SECONDS", 0.3)
     async with redis_proxy(stores.redis_url) as (proxy, url):
-        guard = Guard(url, LEASE_MS, MAX_BATCH)
+        guard = Guard(url, INSTALLATION, LEASE_MS, MAX_BATCH)
         await guard.gate(active.pipeline_name, active.id)
         proxy.away = True
-        for _ in range(guard_module.FAILURES_TO_OPEN):
+        for _ in range(guard_redis.FAILURES_TO_OPEN):
             await guard.gate(active.pipeline_name, active.id)
         proxy.away = False
         proxy.black_hole = True
-        stuck = guard._steps.ask(guard_module._Step(guard_module._RELEASE, ("a{b}", "c{b}", "")))
+        stuck = guard._redis._steps.ask(
+            guard_redis._Step(guard_redis.Script("release"), ("a{b}", "c{b}", ""))
+        )
         await asyncio.sleep(0.05)
         await guard.end(active, None)  # gives up before the step ahead of it does
         assert redis.get(lease_key(active)) is None

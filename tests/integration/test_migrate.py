@@ -34,11 +34,11 @@ def test_several_replicas_may_migrate_at_once(empty_database: str) -> None:
     assert count == 1
 
 
-def test_a_changed_function_is_installed_anew(empty_database: str) -> None:
+def test_a_changed_function_is_replaced(empty_database: str) -> None:
     migrate(empty_database)
     ours = functions(empty_database)
     with psycopg.connect(empty_database) as connection:
-        connection.execute("DROP FUNCTION dp_judge")
+        connection.execute("DROP FUNCTION dp_find_deployment")
         # With other arguments, with another result, and one that is no more.
         connection.execute("CREATE FUNCTION dp_row_lock(text) RETURNS text LANGUAGE sql AS 'SELECT $1'")
         connection.execute("DROP FUNCTION dp_is_locked")
@@ -60,7 +60,7 @@ def test_a_changed_function_is_installed_anew(empty_database: str) -> None:
 def test_an_older_release_leaves_a_newer_ones_functions_alone(empty_database: str) -> None:
     migrate(empty_database)
     with psycopg.connect(empty_database) as connection:
-        connection.execute("DROP FUNCTION dp_judge")
+        connection.execute("DROP FUNCTION dp_find_deployment")
         connection.execute("UPDATE dp_installation SET functions_digest = 'another', release = '{999}'")
     migrate(empty_database)
-    assert "dp_judge" not in functions(empty_database)
+    assert "dp_find_deployment" not in functions(empty_database)

@@ -1,23 +1,31 @@
-"""Every statement of the store stays an index scan on a filled table: a call costs the same in year ten."""
+"""Every statement stays an index scan on a filled table: a call costs the same in year ten."""
 
 import inspect
+import itertools
 import re
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from deployment_pipeline.ids import RequestKey
-from deployment_pipeline.model import Deployment, HistoryFilter, Judged
-from deployment_pipeline.postgres import store as store_module
-from deployment_pipeline.postgres.connections import Database
+from deployment_pipeline.commands import (
+    AdvanceStage,
+    CancelDeployment,
+    Command,
+    CreatePipeline,
+    LockPipeline,
+    Rollback,
+    TriggerDeployment,
+    UnlockPipeline,
+    UpdatePipeline,
+)
+from deployment_pipeline.model import Deployment, HistoryFilter, OnBusy
+from deployment_pipeline.postgres import Postgres, reads
 from deployment_pipeline.postgres.migrate import migrate
 from deployment_pipeline.postgres.statements import Statement
-from deployment_pipeline.postgres.store import Store
 from deployment_pipeline.states import Status
 from support.stores import Stores
 
@@ -90,11 +98,11 @@ def fill(sql: psycopg.Connection) -> None:
 
 
 @pytest.fixture
-async def store(filled: str) -> AsyncIterator[Store]:
-    database = Database(filled, 1, 64)
-    await database.open()
-    yield Store(database)
-    await database.close()
+async def postgres(filled: str) -> AsyncIterator[Postgres]:
+    opened = Postgres(filled, 1, 64)
+    await opened.open()
+    yield opened
+    await opened.close()
 
 
 def sequential_scans(url: str) -> dict[str, int]:
@@ -107,76 +115,78 @@ def sequential_scans(url: str) -> dict[str, int]:
         )
 
 
-async def active(store: Store) -> Deployment:
-    state = await store.pipeline_state(BUSY, 1)
+async def active(postgres: Postgres) -> Deployment:
+    state = await postgres.reads.state(BUSY, 1)
     assert state
     assert state.active
     return state.active
 
 
-async def judged(change: Any, outcome: str) -> Deployment | None:
-    answer: Judged = await change
-    assert answer.outcome == outcome
-    return answer.deployment
+async def make(postgres: Postgres, asked: Command, outcome: str = "OK") -> Deployment | None:
+    ids = {}
+    if isinstance(asked, TriggerDeployment):
+        ids = {"id": uuid.uuid4()}
+    if isinstance(asked, Rollback):
+        ids = {"redeploy_id": uuid.uuid4()}
+    decision = await postgres.changes.make(asked, **ids)
+    assert decision.outcome == outcome
+    return decision.deployment
 
 
-async def every_statement(store: Store) -> None:
-    """Each method of the store, with outcomes that take it through all its branches."""
+async def every_statement(postgres: Postgres) -> None:
+    """Every read and every change, with outcomes that take it through all its branches."""
     tomorrow = datetime.now(UTC) + timedelta(days=1)
-
-    def key() -> RequestKey:
-        return RequestKey(f"auto-{uuid.uuid4()}", None)
-
-    await store.page_token_key()
-    await store.ping()
-    assert await store.get_pipeline(BUSY)
-    assert await store.list_pipelines("p-1", 10)
-    assert await store.pipeline_state(BUSY, 10)
-    assert await store.get_deployment((await active(store)).id)
+    read = postgres.reads
+    await read.installation()
+    await postgres.probe()
+    assert await read.pipeline(BUSY)
+    assert await read.pipelines("p-1", 10)
+    assert await read.state(BUSY, 10)
+    assert await read.deployment((await active(postgres)).id)
     for where in (
         HistoryFilter(),
-        HistoryFilter([Status.COMPLETED], "build", "deploy"),
-        HistoryFilter([Status.PENDING]),
+        HistoryFilter(statuses=[Status.COMPLETED]),
+        HistoryFilter(reached_stage="deploy"),
+        HistoryFilter(completed_stage="build"),
     ):
-        for before in (2**63 - 1, 100):
-            await store.history(BUSY, where, before, 10)
-    assert await store.pipeline_events(BUSY, 5, 10)
-    await store.deployment_events((await active(store)).id, 0, 10)
+        for before in (2**63 - 1, 500):
+            await read.history(BUSY, where, before, 10)
+    assert await read.pipeline_events(BUSY, 5, 10)
+    await read.deployment_events((await active(postgres)).id, 0, 10)
 
-    await judged(store.create_pipeline(BUSY, ["x"], "", {}, 1, key()), "PIPELINE_EXISTS")
-    await judged(store.create_pipeline(f"n-{uuid.uuid4().hex}", ["x"], "", {}, 1, key()), "OK")
-    await judged(store.update_pipeline(BUSY, None, "d", None, None, None, key()), "OK")
-    await judged(store.lock_pipeline(BUSY, "r", "", tomorrow, key()), "OK")
-    await judged(store.unlock_pipeline(BUSY, "", True, key()), "OK")
-
+    await make(postgres, CreatePipeline(name=BUSY, stages=["x"]), "PIPELINE_EXISTS")
+    await make(postgres, CreatePipeline(name=f"n-{uuid.uuid4().hex}", stages=["x"]))
+    await make(postgres, UpdatePipeline(name=BUSY, update_mask=["description"], description="d"))
+    await make(postgres, LockPipeline(name=BUSY, reason="r", expires_at=tomorrow))
+    await make(postgres, UnlockPipeline(name=BUSY, start_next=True))
     for on_busy, outcome in (
-        ("REJECT", "PIPELINE_BUSY"),
-        ("QUEUE", "OK"),
-        ("SUPERSEDE", "OK"),
-        ("QUEUE", "OK"),
-        ("QUEUE", "OK"),
+        (OnBusy.REJECT, "PIPELINE_BUSY"),
+        (OnBusy.QUEUE, "OK"),
+        (OnBusy.SUPERSEDE, "OK"),
+        (OnBusy.QUEUE, "OK"),
+        (OnBusy.QUEUE, "OK"),
     ):
-        await judged(store.trigger(uuid.uuid4(), BUSY, "1", on_busy, {}, "", key()), outcome)
-    await judged(store.advance((await active(store)).id, "build", "", key()), "OK")
-    await judged(store.advance((await active(store)).id, None, "", key()), "OK")
-    await judged(store.cancel((await active(store)).id, "", key()), "OK")
-    bad = await active(store)
-    await judged(store.rollback(bad.id, uuid.uuid4(), None, "", key()), "OK")
-    await judged(store.rollback((await active(store)).id, None, None, "", key()), "OK")
+        await make(postgres, TriggerDeployment(pipeline_name=BUSY, version="1", on_busy=on_busy), outcome)
+    await make(postgres, AdvanceStage(deployment_id=(await active(postgres)).id, expected_stage="build"))
+    await make(postgres, AdvanceStage(deployment_id=(await active(postgres)).id))
+    await make(postgres, CancelDeployment(deployment_id=(await active(postgres)).id))
+    bad = await active(postgres)
+    await make(postgres, Rollback(deployment_id=bad.id, redeploy_last_completed=True))
+    await make(postgres, Rollback(deployment_id=(await active(postgres)).id))
 
 
-async def test_no_statement_reads_a_table_from_end_to_end(store: Store, filled: str) -> None:
+async def test_no_statement_reads_a_table_from_end_to_end(postgres: Postgres, filled: str) -> None:
     before = sequential_scans(filled)
-    await every_statement(store)
-    [(_,)] = await store._database.read(Statement("SELECT pg_stat_force_next_flush()"))
-    await store.ping()
+    await every_statement(postgres)
+    await postgres.reads._statements.read(Statement("SELECT pg_stat_force_next_flush()", {}), {})
+    await postgres.probe()
     assert sequential_scans(filled) == before
 
 
-async def test_no_statement_is_planned_for_each_call(store: Store) -> None:
-    await every_statement(store)
+async def test_no_statement_is_planned_for_each_call(postgres: Postgres) -> None:
+    await every_statement(postgres)
     plans = "SELECT sum(generic_plans), sum(custom_plans) FROM pg_prepared_statements"
-    [(generic, custom)] = await store._database.read(Statement(plans))
+    [(generic, custom)] = await postgres.reads._statements.read(Statement(plans, {}), {}, alone=True)
     assert generic > 0
     assert custom == 0
 
@@ -192,10 +202,9 @@ def test_the_counter_would_notice(filled: str) -> None:
 
 READS = {
     f"{name}.{form}": text.decode()
-    for name, value in inspect.getmembers(store_module)
-    if isinstance(value, Statement) and not value.waits
+    for name, value in inspect.getmembers(reads)
+    if isinstance(value, Statement)
     for form, text in (("one", value.one), ("many", value.many))
-    if text
 }
 
 
@@ -206,32 +215,32 @@ def test_the_list_of_statements_is_complete() -> None:
 @pytest.mark.parametrize("name", READS)
 def test_each_plan_is_an_index_scan(filled: str, name: str) -> None:
     # Generic plans, as a prepared statement gets them: parameters are $1, $2 ...
-    numbers = iter(range(1, 99))
-    text = re.sub("%s", lambda _: f"${next(numbers)}", READS[name])
+    numbers = itertools.count(1)
+    text = re.sub(r"%\(\w+\)s", lambda _: f"${next(numbers)}", READS[name])
     with psycopg.connect(filled, autocommit=True) as connection:
         # A pipeline's own stages are few: only the tables count.
         plan = "\n".join(
             line for (line,) in connection.execute(f"EXPLAIN (GENERIC_PLAN) {text}".encode()).fetchall()
         )
-    if name != "PAGE_TOKEN_KEY.one":  # a table of one row
+    if not name.startswith("INSTALLATION."):  # a table of one row
         assert "Seq Scan on dp_" not in plan, plan
 
 
-async def test_promotion_costs_the_same_behind_any_line(store: Store, filled: str) -> None:
+async def test_promotion_costs_the_same_behind_any_line(postgres: Postgres, filled: str) -> None:
     """Pages touched by the commit that frees the slot, with a long line and with a short one."""
 
     async def touched(pipeline: str, waiting: int) -> int:
-        await store.create_pipeline(pipeline, ["only"], "", {}, 10_000, RequestKey(f"auto-{pipeline}", None))
+        await make(postgres, CreatePipeline(name=pipeline, stages=["only"], max_pending=10_000))
         first = None
         for _ in range(waiting):
-            key = RequestKey(f"auto-{uuid.uuid4()}", None)
-            triggered = await store.trigger(uuid.uuid4(), pipeline, "1", "QUEUE", {}, "", key)
-            first = first or triggered.deployment
+            queued = TriggerDeployment(pipeline_name=pipeline, version="1", on_busy=OnBusy.QUEUE)
+            first = first or await make(postgres, queued)
         assert first
         with psycopg.connect(filled, autocommit=True) as connection:
             plan = connection.execute(
                 "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON)"
-                " SELECT * FROM dp_advance(%s, NULL, '', %s, NULL, 1000)",
+                " SELECT * FROM dp_advance(p_deployment_id => %s, p_expected_stage => '', p_reason => '',"
+                " p_request_id => %s, p_digest => NULL, p_wait_ms => 1000)",
                 [first.id, f"auto-{uuid.uuid4()}"],
             ).fetchone()
         assert plan

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from deployment_pipeline.states import TRANSITIONS, Event, Status
+from deployment_pipeline.states import STATUSES, TRANSITIONS, EventType, Status
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def law(sql: psycopg.Connection, new_name: Callable[[], str]) -> Iterator[str]:
 
 def test_the_event_log_takes_the_laws_transitions_and_no_others(sql: psycopg.Connection, law: str) -> None:
     taken, refused_by = set(), set()
-    statuses = [None, *Status]
-    for number, (start, event, end) in enumerate(itertools.product(statuses, Event, statuses)):
+    statuses = [None, *STATUSES]
+    for number, (start, event, end) in enumerate(itertools.product(statuses, EventType, statuses)):
         try:
             with sql.transaction():
                 sql.execute(
@@ -72,14 +72,14 @@ LAWFUL: dict[Status, dict[str, object]] = {
 
 
 def test_the_tables_statuses_are_the_laws(sql: psycopg.Connection, law: str) -> None:
-    assert set(LAWFUL) == set(Status)
+    assert set(LAWFUL) == set(STATUSES)
     for seq, (status, columns) in enumerate(LAWFUL.items()):
         insert(sql, law, seq, status=status, **columns)
     row = sql.execute(
         "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'dp_deployments_status'"
     ).fetchone()
     assert row
-    assert set(re.findall("[A-Z_]{4,}", row[0])) - {"CHECK", "ARRAY"} == set(Status)
+    assert set(re.findall("[A-Z_]{4,}", row[0])) - {"CHECK", "ARRAY"} == set(STATUSES)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from uuid import UUID
 import psycopg
 from psycopg.rows import dict_row
 
-from deployment_pipeline.states import TRANSITIONS, Event, Status
+from deployment_pipeline.states import TRANSITIONS, EventType, Status
 
 
 @dataclass
@@ -33,22 +33,22 @@ class Replay:
         id: UUID | None = row["deployment_id"]
         if id is None:
             return
-        event, before = Event(row["type"]), self.statuses.get(id)
+        event, before = EventType(row["type"]), self.statuses.get(id)
         assert TRANSITIONS.get((before, event)) == row["to_status"], f"S4: {event} from {before}"
         assert before == row["from_status"], "S4: the log contradicts itself"
-        if event is Event.PROMOTE:
+        if event is EventType.PROMOTE:
             waiting = self.with_status(Status.PENDING)
             assert id == min(waiting, key=self.order.__getitem__), "O4: the oldest starts first"
         if before is None:
             self.order[id] = row["seq"]
             assert row["seq"] == len(self.order), "O1: seq is 1, 2, 3 ..."
-        if event in (Event.TRIGGER, Event.PROMOTE):
+        if event in (EventType.TRIGGER, EventType.PROMOTE):
             self.stage_index[id] = 0
             self.may_wait = False
-        if event in (Event.ADVANCE, Event.COMPLETE):
+        if event in (EventType.ADVANCE, EventType.COMPLETE):
             assert row["stage"] == row["stages"][self.stage_index[id]], "S5: the stage that it was at"
             self.stage_index[id] += 1
-        if event is Event.COMPLETE:
+        if event is EventType.COMPLETE:
             assert self.stage_index[id] == len(row["stages"]), "S5: none skipped"
         self.statuses[id] = Status(row["to_status"])
         assert len(self.with_status(Status.IN_PROGRESS)) <= 1, "S1"

@@ -13,20 +13,23 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from deployment_pipeline import commands
 from deployment_pipeline.cli import main as cli
-from deployment_pipeline.guard import guard
-from deployment_pipeline.guard.guard import Lease, Passage
-from deployment_pipeline.postgres import store
+from deployment_pipeline.guard import redis as guard_redis
+from deployment_pipeline.guard.guard import Guard
+from deployment_pipeline.guard.lease import Lease, Passage
+from deployment_pipeline.postgres.changes import Changes
 
 FOLDER = Path(os.environ["DP_TEST_FAILPOINTS"])
 
-POINTS: dict[tuple[type, str], tuple[str, str]] = {
-    (guard.Guard, "gate"): ("trigger.before_gate", "trigger.after_gate"),
-    (store.Store, "trigger"): ("trigger.before_commit", "trigger.after_commit"),
-    (guard.Guard, "fill"): ("trigger.before_fill", "trigger.after_fill"),
-    (store.Store, "advance"): ("advance.before_commit", "advance.after_commit"),
-    (store.Store, "cancel"): ("cancel.before_commit", "cancel.after_commit"),
-    (guard.Guard, "end"): ("end.before_redis", "end.after_redis"),
+# The points before and after a method, for commands of one kind or for all calls.
+POINTS: dict[tuple[type, str, type | None], tuple[str, str]] = {
+    (Guard, "gate", None): ("trigger.before_gate", "trigger.after_gate"),
+    (Changes, "make", commands.TriggerDeployment): ("trigger.before_commit", "trigger.after_commit"),
+    (Guard, "fill", None): ("trigger.before_fill", "trigger.after_fill"),
+    (Changes, "make", commands.AdvanceStage): ("advance.before_commit", "advance.after_commit"),
+    (Changes, "make", commands.CancelDeployment): ("cancel.before_commit", "cancel.after_commit"),
+    (Guard, "end", None): ("end.before_redis", "end.after_redis"),
 }
 
 
@@ -49,24 +52,26 @@ async def hit(point: str) -> None:
             await asyncio.sleep(float(seconds))
 
 
-def with_points(method: Callable[..., Awaitable[Any]], before: str, after: str) -> Any:
-    async def call(*arguments: Any, **named: Any) -> Any:
+def with_points(method: Callable[..., Awaitable[Any]], command: type | None, before: str, after: str) -> Any:
+    async def call(self: Any, asked: Any, *arguments: Any, **named: Any) -> Any:
+        if command and not isinstance(asked, command):
+            return await method(self, asked, *arguments, **named)
         await hit(before)
-        result = await method(*arguments, **named)
+        result = await method(self, asked, *arguments, **named)
         await hit(after)
         return result
 
     return call
 
 
-class PlainNX(guard.Guard):
+class PlainNX(Guard):
     """What many would write: SET NX, and whoever finds the key is refused."""
 
     async def gate(self, pipeline: str, id: Any) -> Passage:
         key = f"dp:active:{{{pipeline}}}"
-        if await self._redis.set(key, str(id), nx=True):
+        if await self._redis._redis.set(key, str(id), nx=True):
             return Passage(None)
-        holder: Any = await self._redis.get(key)
+        holder: Any = await self._redis._redis.get(key)
         if holder == str(id).encode():  # it asked before it stood in line
             return Passage(None)
         return Passage(0, Lease.load(b"C:1:%s:0:0:?:?" % (holder or b"")))
@@ -75,17 +80,17 @@ class PlainNX(guard.Guard):
         pass
 
     async def end(self, ended: Any, started: Any) -> None:
-        await self._redis.delete(f"dp:active:{{{ended.pipeline_name}}}")
+        await self._redis._redis.delete(f"dp:active:{{{ended.pipeline_name}}}")
 
 
 def main() -> None:
-    # A machine that stalls for a moment is no Redis that cannot be reached, for which S3 makes an exception.
-    guard.BUDGET_SECONDS = 0.5
+    # A machine that stalls for a moment is not a Redis that is away, for which S3 makes an exception.
+    guard_redis.BUDGET_SECONDS = 0.5
     if os.environ.get("DP_TEST_GUARD") == "plain-nx":
         for name in ("gate", "fill", "end"):
-            setattr(guard.Guard, name, getattr(PlainNX, name))
-    for (owner, name), points in POINTS.items():
-        setattr(owner, name, with_points(getattr(owner, name), *points))
+            setattr(Guard, name, getattr(PlainNX, name))
+    for (owner, name, command), points in POINTS.items():
+        setattr(owner, name, with_points(getattr(owner, name), command, *points))
     cli.main()
 
 

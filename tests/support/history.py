@@ -9,7 +9,7 @@ from uuid import UUID
 
 import psycopg
 
-from deployment_pipeline.ids import deployment_id_for, redeployment_id_for
+from deployment_pipeline.ids import deployment_id, redeployment_id
 from support import audit, linearizability
 from support.clients import Answer, Client, Refused
 from support.contract_model import Op, Response
@@ -96,11 +96,11 @@ def _fields(pipeline: str, op: Op, version: str) -> dict[str, Any]:
 
 
 def trigger_op(pipeline: str, request_id: str, on_busy: str) -> Op:
-    return Op("TriggerDeployment", str(deployment_id_for(pipeline, request_id)), request_id, on_busy)
+    return Op("TriggerDeployment", str(deployment_id(pipeline, request_id)), request_id, on_busy)
 
 
 def rollback_op(id: str, request_id: str, *, redeploys: bool) -> Op:
-    redeploy_id = str(redeployment_id_for(UUID(id))) if redeploys else ""
+    redeploy_id = str(redeployment_id(UUID(id))) if redeploys else ""
     return Op("Rollback", id, request_id, redeploy_id=redeploy_id)
 
 

@@ -69,10 +69,10 @@ async def redis_forged(rig: Rig, rng: random.Random) -> int:
     forged = 0
     with rig.redis_client as redis:
         for _ in range(STRIKES * 2):
-            names = [key.split(b"{")[1].rstrip(b"}").decode() for key in redis.keys("dp:*")]
-            for name in names:
+            names = {key.decode().partition(":{")[2] for key in redis.keys("dp:*")}
+            for name in sorted(names):
                 forged += 1
-                _forge(redis, f"dp:active:{{{name}}}", f"dp:lease:{{{name}}}", rng)
+                _forge(redis, f"dp:active:{{{name}", f"dp:lease:{{{name}", rng)
             await asyncio.sleep(WORK_SECONDS / STRIKES / 2)
     return forged
 

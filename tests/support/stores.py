@@ -4,12 +4,17 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
+
+import psycopg
 
 from deployment_pipeline.postgres.migrate import migrate
 from deployment_pipeline.run.embedded import Postgres, Redis
+
+RedisKey: TypeAlias = Callable[[str, str], str]
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,3 +54,10 @@ def stores() -> Iterator[Stores]:
             redis_url = redis.url
         migrate(database_url)
         yield Stores(database_url, redis_url)
+
+
+def redis_keys(database_url: str) -> RedisKey:
+    """The names of this installation's keys, by "active" or "lease" and the pipeline's name."""
+    with psycopg.connect(database_url) as connection:
+        [(installation,)] = connection.execute("SELECT id FROM dp_installation").fetchall()
+    return lambda kind, pipeline: f"dp:{kind}:{{{pipeline}}}:{installation}"

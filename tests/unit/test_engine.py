@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from deployment_pipeline.engine.finishing import Changes
+from deployment_pipeline.commands import TriggerDeployment
+from deployment_pipeline.engine.finishing import Finishing
 from deployment_pipeline.engine.triggers import Triggers
-from deployment_pipeline.guard.guard import Lease, Passage
+from deployment_pipeline.guard.lease import Lease, Passage
 
 
 class Broken:
@@ -18,7 +19,7 @@ class Broken:
     def __init__(self, lease: Lease | None) -> None:
         self.lease = lease
 
-    async def trigger(self, *_: Any) -> None:
+    async def make(self, *_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
     async def gate(self, *_: Any) -> Passage:
@@ -35,7 +36,9 @@ LEASE = Lease(1, uuid.uuid4(), 1, datetime.now(UTC), "a", "1")
 @pytest.mark.parametrize(("lease", "request_id"), [(None, ""), (None, "r"), (LEASE, "r")])
 async def test_l4_a_bug_reaches_its_caller(lease: Lease | None, request_id: str) -> None:
     broken: Any = Broken(lease)
-    triggers = Triggers(broken, broken, Changes())
+    triggers = Triggers(broken, broken, Finishing())
     with pytest.raises(ZeroDivisionError):
         async with asyncio.timeout(5):
-            await triggers.trigger("shop", "1", "REJECT", {}, "", request_id)
+            await triggers.trigger(
+                TriggerDeployment(pipeline_name="shop", version="1", request_id=request_id)
+            )

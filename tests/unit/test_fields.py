@@ -68,9 +68,9 @@ def test_labels_are_64_at_most_with_short_keys_and_values() -> None:
 
 
 def test_a_request_id_is_128_bytes_at_most() -> None:
-    assert not broken_fields(lambda rules: rules.request_id("ä" * 64))
-    assert broken_fields(lambda rules: rules.request_id("ä" * 65)) == ["request_id"]
-    assert broken_fields(lambda rules: rules.request_id("a\n")) == ["request_id"]
+    assert not broken_fields(lambda rules: rules.request_id("request_id", "ä" * 64))
+    assert broken_fields(lambda rules: rules.request_id("request_id", "ä" * 65)) == ["request_id"]
+    assert broken_fields(lambda rules: rules.request_id("request_id", "a\n")) == ["request_id"]
 
 
 @pytest.mark.parametrize("id", ["", "1", "g" * 32, "0" * 32, "{0199f6a2-7f2c-7bd0-8a55-1c2d3e4f5a6b}"])

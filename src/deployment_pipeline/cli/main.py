@@ -199,23 +199,15 @@ def _need(chosen: Settings, *fields: str) -> None:
 
 
 def _migrate(chosen: Settings) -> None:
-    import psycopg
-
     from deployment_pipeline import logs
-    from deployment_pipeline.postgres import migrate
+    from deployment_pipeline.postgres.migrate import CannotMigrate, migrate
 
     _need(chosen, "database_url")
     logs.configure(chosen.log_level)
     try:
-        psycopg.conninfo.conninfo_to_dict(chosen.database_url)
-    except psycopg.ProgrammingError:
-        raise Unusable(
-            "DP_DATABASE_URL cannot be read: special characters in a password are written as %XX"
-        ) from None
-    try:
-        migrate.migrate(chosen.database_url)
-    except psycopg.Error as error:
-        raise Unusable(f"Postgres cannot be used at DP_DATABASE_URL: {error}") from error
+        migrate(chosen.database_url)
+    except CannotMigrate as error:
+        raise Unusable(str(error)) from error
 
 
 def _announce(chosen: Settings, port: int, embedded: bool) -> None:
@@ -234,15 +226,12 @@ def _announce(chosen: Settings, port: int, embedded: bool) -> None:
 
 
 def _healthcheck(chosen: Settings, service: str) -> int:
-    import grpc
-
     from deployment_pipeline.edge import probe
 
     host, _, port = chosen.listen.rpartition(":")
     # What listens everywhere is asked on loopback.
     host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104
-    with grpc.insecure_channel(f"{host}:{port}") as channel:
-        answer = probe.health(channel, service)
+    answer = probe.check(f"{host}:{port}", service)
     print(answer)
     return 0 if answer == probe.SERVING else 1
 

@@ -1,10 +1,13 @@
-"""The outermost layer of every call: its deadline, its log line, and its errors as statuses."""
+"""The outermost layer of every call: its time, its log line, and its errors as statuses.
+
+What holds for every call is a step here, each a function of its own; `_unary` and `_stream` are their order.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, TypeAlias
 from uuid import uuid4
@@ -14,31 +17,31 @@ import structlog
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 
-from deployment_pipeline import deadline, logs
+from deployment_pipeline import call, logs
 from deployment_pipeline.edge import answers
 from deployment_pipeline.refusals import InvalidFields, Overloaded, Refusal, ShuttingDown, Violation
 from dp.v1 import deployment_pipeline_pb2 as pb
+
+# Calls under way in this process; more are refused at once instead of piling up.
+MAX_CALLS = 4096
 
 log = structlog.get_logger()
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-
-
-# Calls under way in this process; more are refused at once instead of piling up.
-MAX_CALLS = 4096
+Facts: TypeAlias = Mapping[str, Any]
 
 
 class _Unreadable:
-    """In the place of a request whose bytes are not a message of its type."""
+    """In place of a request whose bytes are not a message of its type."""
 
 
-class Calls(grpc.GenericRpcHandler):
-    """The service's methods as gRPC gets them. Wrapped, not intercepted: an interceptor is asked anew for
+class Calls:
+    """The service's methods as gRPC gets them. Wrapped, not intercepted: gRPC asks an interceptor again for
     every call, at the price of several system calls."""
 
     def __init__(self) -> None:
-        self._handlers: dict[str, Handler] = {}
+        self._services: dict[str, dict[str, Handler]] = {}
         self._running = 0
         self._idle = asyncio.Event()
         self._draining = False
@@ -47,11 +50,15 @@ class Calls(grpc.GenericRpcHandler):
         """The generated code gives its methods here and below; once is enough."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
-        for method, handler in handlers.items():
-            self._handlers[f"/{service}/{method}"] = self._wrap(method, handler)
+        self._services[service] = {
+            method: self._wrap(method, handler) for method, handler in handlers.items()
+        }
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
-        return self._handlers.get(handler_call_details.method)
+    def register(self, server: grpc.aio.Server) -> None:
+        """Give them to gRPC. A registered method has a queue of its own: a flood of one does not delay the
+        others."""
+        for service, handlers in self._services.items():
+            server.add_registered_method_handlers(service, handlers)
 
     def refuse_new_calls(self) -> None:
         self._draining = True
@@ -64,7 +71,6 @@ class Calls(grpc.GenericRpcHandler):
 
     def _wrap(self, method: str, handler: Handler) -> Handler:
         deserialize = handler.request_deserializer
-        behavior: Callable[[Any, Context], Awaitable[Any]] = handler.unary_unary  # type: ignore[assignment]
 
         def read(data: bytes) -> Any:
             try:
@@ -72,61 +78,109 @@ class Calls(grpc.GenericRpcHandler):
             except DecodeError:
                 return _Unreadable()
 
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                partial(self._stream, method, handler.unary_stream),  # type: ignore[arg-type]  # an aio handler
+                request_deserializer=read,
+                response_serializer=handler.response_serializer,
+            )
         return grpc.unary_unary_rpc_method_handler(
-            partial(self._serve, method, behavior),
+            partial(self._unary, method, handler.unary_unary),  # type: ignore[arg-type]  # an aio handler
             request_deserializer=read,
             response_serializer=handler.response_serializer,
         )
 
-    async def _serve(
-        self,
-        method: str,
-        behavior: Callable[[Any, Context], Awaitable[Any]],
-        request: Any,
-        context: Context,
+    async def _unary(
+        self, method: str, handle: Callable[[Any, Context], Awaitable[Any]], request: Any, context: Context
     ) -> Any:
-        started = time.perf_counter()
-        code = grpc.StatusCode.OK
-        said: Mapping[str, Any] = {}
-        deadline.start(context.time_remaining())
+        started, code = time.perf_counter(), grpc.StatusCode.CANCELLED
+        said: Facts = {}
         self._running += 1
         try:
             try:
-                if self._draining:
-                    raise ShuttingDown
-                if self._running > MAX_CALLS:
-                    raise Overloaded
-                if isinstance(request, _Unreadable):
-                    rule = f"is not a {method} request: the bytes are no such message, or a text is not UTF-8"
-                    raise InvalidFields([Violation("request", rule)])
-                response = await behavior(request, context)
-                said = _subject(request, response, context)
+                self._admit(method, request, context)
+                response = await handle(request, context)
+                code, said = grpc.StatusCode.OK, _about(request, response, context)
                 return response
-            except Refusal as refusal:
-                answer = answers.of(refusal)
-                code, said = answer.code, {"refusal": {"reason": refusal.reason, **answer.facts}}
-            except asyncio.CancelledError:
-                # The caller left, or its time is over: there is nobody to answer.
-                code = grpc.StatusCode.CANCELLED
-                raise
-            except Exception:
-                incident = uuid4().hex
-                log.exception("a bug", incident=incident, method=method)
-                answer = answers.internal(incident)
-                code, said = answer.code, answer.facts
-            # Not where the refusal is still being handled: it would live on as the context of AbortError.
+            except Exception as error:
+                answer, said = _explained(method, error)
+                code = answer.code
+            # Not where the error is still being handled: it would live on as the context of AbortError.
             await _abort(context, answer)
         finally:
-            self._running -= 1
-            if not self._running:
-                self._idle.set()
-            logs.call(
-                method=method,
-                code=code.name,
-                ms=round((time.perf_counter() - started) * 1000, 2),
-                peer=context.peer(),
-                **said,
-            )
+            self._conclude(method, started, code, said, context)
+
+    async def _stream(
+        self,
+        method: str,
+        handle: Callable[[Any, Context], AsyncIterator[Any]],
+        request: Any,
+        context: Context,
+    ) -> AsyncIterator[Any]:
+        started, code, sent = time.perf_counter(), grpc.StatusCode.CANCELLED, 0
+        said: Facts = {}
+        self._running += 1
+        try:
+            try:
+                self._admit(method, request, context)
+                async for response in handle(request, context):
+                    yield response
+                    sent += 1
+                code = grpc.StatusCode.OK
+                return
+            except Exception as error:
+                answer, said = _explained(method, error)
+                code = answer.code
+            await _abort(context, answer)
+        finally:
+            self._conclude(method, started, code, {**said, "messages": sent}, context)
+
+    def _admit(self, method: str, request: object, context: Context) -> None:
+        """Begin the call's time, and refuse what is not to be served."""
+        call.begin(context.time_remaining(), is_marked_repeat=_is_marked_repeat(context))
+        if self._draining:
+            raise ShuttingDown
+        if self._running > MAX_CALLS:
+            raise Overloaded
+        if isinstance(request, _Unreadable):
+            rule = f"is not a {method} request: its bytes are not such a message, or a text is not UTF-8"
+            raise InvalidFields([Violation("request", rule)])
+
+    def _conclude(
+        self, method: str, started: float, code: grpc.StatusCode, said: Facts, context: Context
+    ) -> None:
+        """code: CANCELLED if the caller left, or its time is over: there is nobody to answer."""
+        self._running -= 1
+        if not self._running:
+            self._idle.set()
+        logs.call(
+            method=method,
+            code=code.name,
+            ms=round((time.perf_counter() - started) * 1000, 2),
+            peer=context.peer(),
+            **said,
+        )
+
+
+def _is_marked_repeat(context: Context) -> bool:
+    """Whether gRPC's own retries, or Envoy's, sent this call before."""
+    for key, value in context.invocation_metadata() or ():
+        if key == "grpc-previous-rpc-attempts":
+            return True
+        if key == "x-envoy-attempt-count" and value != "1":
+            return True
+    return False
+
+
+def _explained(method: str, error: Exception) -> tuple[answers.Answer, Facts]:
+    """An error as its caller gets it, and as the log line has it."""
+    if isinstance(error, Refusal):
+        answer = answers.of(error)
+        return answer, {"refusal": {"reason": error.reason, **answer.facts}}
+    incident = uuid4().hex
+    log.error("a bug", incident=incident, method=method, exc_info=error)
+    answer = answers.internal(incident)
+    return answer, answer.facts
 
 
 async def _abort(context: Context, answer: answers.Answer) -> None:
@@ -149,7 +203,7 @@ def _fields(request: Descriptor) -> Sequence[str]:
     return [field for field in _REQUEST_FIELDS if field in request.fields_by_name]
 
 
-def _subject(request: Message, response: Message, context: Context) -> dict[str, Any]:
+def _about(request: Message, response: Message, context: Context) -> dict[str, Any]:
     """What the call was about, for people who look for it in the log."""
     said = {field: value for field in _fields(request.DESCRIPTOR) if (value := getattr(request, field))}
     if isinstance(response, pb.DeploymentStatus):

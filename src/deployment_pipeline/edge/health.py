@@ -5,13 +5,13 @@ Postgres or Redis; "readiness" that Postgres answers, too.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import grpc
 import structlog
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio
 
-from deployment_pipeline.postgres.store import Store
 from deployment_pipeline.refusals import Overloaded, StoreUnavailable
 from dp.v1 import deployment_pipeline_pb2 as pb
 
@@ -45,14 +45,14 @@ class Health(aio.HealthServicer):  # type: ignore[misc]  # grpc_health has no ty
         for name in ("", SERVICE, LIVENESS, READINESS):
             await self.set(name, SERVING)
 
-    async def keep_ready(self, store: Store) -> None:
-        """Set readiness from Postgres, until cancelled."""
+    async def keep_ready(self, probe: Callable[[], Awaitable[None]]) -> None:
+        """Set readiness from what asks Postgres, until cancelled."""
         ready = True
         while True:
             await asyncio.sleep(PROBE_PAUSE_SECONDS)
             before = ready
             try:
-                await store.ping()
+                await probe()
                 ready = True
             except StoreUnavailable:
                 ready = False

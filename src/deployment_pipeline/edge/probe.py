@@ -1,4 +1,4 @@
-"""A small synchronous client, for the command line."""
+"""A small synchronous client of the health service, for the command line."""
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -11,8 +11,13 @@ UNKNOWN_SERVICE = "UNKNOWN_SERVICE: the server has no service of that name"
 NO_ANSWER = "NO_ANSWER: no server answers at DP_LISTEN"
 
 
+def check(address: str, service: str) -> str:
+    """One of the constants above."""
+    with grpc.insecure_channel(address) as channel:
+        return health(channel, service)
+
+
 def health(channel: grpc.Channel, service: str) -> str:
-    """Ask the health service: one of the constants above."""
     stub = health_pb2_grpc.HealthStub(channel)
     try:
         answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=CHECK_SECONDS)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class Changes:
+class Finishing:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 

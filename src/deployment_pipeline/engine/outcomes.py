@@ -1,8 +1,17 @@
-"""The outcome words of the SQL functions, as refusals."""
+"""What a SQL function decided: a snapshot, or a refusal with the facts of what is in the way."""
 
-from uuid import UUID
+from collections.abc import Sequence
 
-from deployment_pipeline.model import Change, Deployment, Judged, Pipeline
+from deployment_pipeline.commands import (
+    AdvanceStage,
+    Command,
+    CreatePipeline,
+    DeploymentCommand,
+    PipelineCommand,
+    TriggerDeployment,
+    UpdatePipeline,
+)
+from deployment_pipeline.model import MADE, Decision, Deployment, Outcome, Pipeline, Snapshot
 from deployment_pipeline.refusals import (
     DeploymentEnded,
     DeploymentNotFound,
@@ -10,6 +19,7 @@ from deployment_pipeline.refusals import (
     InvalidFields,
     NoKnownGood,
     PipelineBusy,
+    PipelineExists,
     PipelineLocked,
     PipelineNotFound,
     PipelineNotLocked,
@@ -22,58 +32,18 @@ from deployment_pipeline.refusals import (
 )
 
 
-def refusal_of_deployment_change(
-    judged: Judged, id: UUID, request_id: str, expected_stage: str
-) -> Refusal | None:
-    """Of dp_advance, dp_cancel and dp_rollback; None if the change was made."""
-    match judged:
-        case Judged("OK" | "REPLAYED"):
-            return None
-        case Judged("DEPLOYMENT_NOT_FOUND"):
-            return DeploymentNotFound(id)
-        case Judged("DEPLOYMENT_NOT_IN_PROGRESS", Deployment() as d):
-            return DeploymentNotInProgress(id, d.status)
-        case Judged("DEPLOYMENT_ENDED", Deployment() as d) if d.completed_at:
-            return DeploymentEnded(id, d.status, d.completed_at)
-        case Judged("STAGE_MISMATCH", Deployment() as d):
-            return StageMismatch(id, expected_stage, d.current_stage)
-        case Judged("NO_KNOWN_GOOD", Deployment() as d):
-            return NoKnownGood(d.pipeline_name, id, d.version)
-        case _:
-            return _rest(judged, request_id)
+def deployment(decision: Decision, asked: Command) -> Snapshot[Deployment]:
+    """Raises the refusal."""
+    if decision.outcome in MADE and decision.deployment:
+        return Snapshot(decision.deployment, decision.outcome is Outcome.REPLAYED)
+    raise refusal(decision, asked)
 
 
-def refusal_of_pipeline_change(
-    judged: Judged, name: str, request_id: str, expected_revision: int = 0
-) -> Refusal | None:
-    """Of dp_trigger and of the functions that change a pipeline; None if the change was made."""
-    match judged:
-        case Judged("OK" | "REPLAYED"):
-            return None
-        case Judged("PIPELINE_NOT_FOUND"):
-            return PipelineNotFound(name)
-        case Judged("PIPELINE_BUSY", Deployment() as active):
-            return busy(active)
-        case Judged("PIPELINE_LOCKED", pipeline=Pipeline() as p) if p.lock:
-            lock = p.lock
-            return PipelineLocked(name, lock.owner, lock.reason, lock.locked_at, lock.expires_at)
-        case Judged("PIPELINE_NOT_LOCKED"):
-            return PipelineNotLocked(name)
-        case Judged("QUEUE_FULL", pipeline=Pipeline() as p):
-            return QueueFull(name, p.max_pending)
-        case Judged("REVISION_MISMATCH", pipeline=Pipeline() as p):
-            return RevisionMismatch(name, expected_revision, p.revision)
-        case Judged("EXPIRY_PASSED"):
-            return InvalidFields([Violation("expires_at", "must be in the future")])
-        case _:
-            return _rest(judged, request_id)
-
-
-def deployment_change(judged: Judged, refusal: Refusal | None) -> Change[Deployment]:
-    """What was made of a deployment. Raises the refusal."""
-    if refusal or judged.deployment is None:
-        raise refusal or AssertionError(f"{judged.outcome} without a deployment")
-    return Change(judged.deployment, judged.outcome == "REPLAYED")
+def pipeline(decision: Decision, asked: Command) -> Snapshot[Pipeline]:
+    """Raises the refusal."""
+    if decision.outcome in MADE and decision.pipeline:
+        return Snapshot(decision.pipeline, decision.outcome is Outcome.REPLAYED)
+    raise refusal(decision, asked)
 
 
 def busy(active: Deployment) -> PipelineBusy:
@@ -86,7 +56,63 @@ def busy(active: Deployment) -> PipelineBusy:
     )
 
 
-def _rest(judged: Judged, request_id: str) -> Refusal:
-    if judged.outcome == "REQUEST_ID_REUSED":
-        return RequestIdReused(request_id)
-    raise AssertionError(f"the store answered {judged.outcome}")
+def refusal(decision: Decision, asked: Command) -> Refusal:
+    if decision.outcome is Outcome.REQUEST_ID_REUSED:
+        return RequestIdReused(asked.request_id)
+    match asked:
+        case DeploymentCommand():
+            return _of_deployment(decision, asked)
+        case PipelineCommand() | TriggerDeployment():
+            return _of_pipeline(decision, asked)
+        case _:
+            raise AssertionError(f"{asked} cannot be refused")
+
+
+def _of_deployment(decision: Decision, asked: DeploymentCommand) -> Refusal:
+    id = asked.deployment_id
+    match decision.outcome, decision.deployment:
+        case Outcome.DEPLOYMENT_NOT_FOUND, None:
+            return DeploymentNotFound(id)
+        case Outcome.DEPLOYMENT_NOT_IN_PROGRESS, Deployment() as found:
+            return DeploymentNotInProgress(id, found.status)
+        case Outcome.DEPLOYMENT_ENDED, Deployment(completed_at=ended_at) as found if ended_at:
+            return DeploymentEnded(id, found.status, ended_at)
+        case Outcome.STAGE_MISMATCH, Deployment() as found if isinstance(asked, AdvanceStage):
+            return StageMismatch(id, asked.expected_stage, found.current_stage)
+        case Outcome.NO_KNOWN_GOOD, Deployment() as found:
+            return NoKnownGood(found.pipeline_name, id, found.version)
+        case outcome, _:
+            raise AssertionError(f"{asked} cannot end as {outcome}")
+
+
+def _of_pipeline(decision: Decision, asked: PipelineCommand | TriggerDeployment) -> Refusal:
+    name = asked.pipeline
+    match decision.outcome, decision.pipeline:
+        case Outcome.PIPELINE_NOT_FOUND, None:
+            return PipelineNotFound(name)
+        case Outcome.PIPELINE_BUSY, _ if decision.deployment:
+            return busy(decision.deployment)
+        case Outcome.PIPELINE_LOCKED, Pipeline(lock=lock) if lock:
+            return PipelineLocked(name, lock.owner, lock.reason, lock.locked_at, lock.expires_at)
+        case Outcome.PIPELINE_NOT_LOCKED, _:
+            return PipelineNotLocked(name)
+        case Outcome.QUEUE_FULL, Pipeline() as found:
+            return QueueFull(name, found.max_pending)
+        case Outcome.REVISION_MISMATCH, Pipeline() as found if isinstance(asked, UpdatePipeline):
+            return RevisionMismatch(name, asked.expected_revision, found.revision)
+        case Outcome.PIPELINE_EXISTS, Pipeline() as found if isinstance(asked, CreatePipeline):
+            return PipelineExists(name, found.revision, _differences(found, asked))
+        case Outcome.EXPIRY_PASSED, _:
+            return InvalidFields([Violation("expires_at", "must be in the future")])
+        case outcome, _:
+            raise AssertionError(f"{asked} cannot end as {outcome}")
+
+
+def _differences(found: Pipeline, asked: CreatePipeline) -> Sequence[str]:
+    same = {
+        "stages": list(found.stages) == list(asked.stages),
+        "description": found.description == asked.description,
+        "labels": found.labels == asked.labels,
+        "max_pending": found.max_pending == asked.max_pending,
+    }
+    return [field for field in same if not same[field]]

@@ -7,6 +7,7 @@ so pages neither repeat nor miss what existed at the first one.
 import base64
 import hmac
 import json
+from collections.abc import Sequence
 
 from deployment_pipeline.fields import Rules
 
@@ -14,11 +15,13 @@ _SIGNATURE_BYTES = 16
 
 
 class PageTokens:
-    """The tokens of one list: `about` is all that must be the same from page to page."""
+    """The tokens of one list. filters: what must be the same from page to page; those that are empty do not
+    count, so a release with one more filter knows the tokens of the release before."""
 
-    def __init__(self, key: bytes, *about: object) -> None:
+    def __init__(self, key: bytes, of: str, **filters: str | Sequence[str]) -> None:
         self._key = key
-        self._about = json.dumps(about, default=str).encode()
+        given = {name: value for name, value in filters.items() if value}
+        self._about = json.dumps([of, given], sort_keys=True).encode()
 
     def _sign(self, position: bytes) -> bytes:
         return hmac.digest(self._key, self._about + b"\0" + position, "sha256")[:_SIGNATURE_BYTES]

@@ -11,14 +11,14 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
-from deployment_pipeline import deadline
+from deployment_pipeline import call
 
 T = TypeVar("T")
 
 
 class Attempt(Generic[T]):
     """One attempt under way, as the leader's code sees it. Answer once; what is done after the answer still
-    belongs to the turn, but nobody waits for it save the next in line. waited: the leader stood in line."""
+    belongs to the turn, but only the next in line waits for it. waited: the leader stood in line."""
 
     def __init__(self, sharers: "deque[_Place]", waited: bool) -> None:
         self.waited = waited
@@ -26,14 +26,14 @@ class Attempt(Generic[T]):
         self._sharers = sharers
 
     def succeed(self, value: T, refusal: Exception | None) -> None:
-        """The leader gets the value, the others the refusal; None: they try by themselves."""
+        """The leader gets the value, the others the refusal; None: they try for themselves."""
         if not self.answer.done():  # its leader has left
             self.answer.set_result(value)
         if refusal:
             self._share(refusal)
 
     def fail(self, error: BaseException, *, shared: bool) -> None:
-        """The leader gets the error; the others too if it is shared, else they try by themselves."""
+        """The leader gets the error; the others too if it is shared, else they try for themselves."""
         if not self.answer.done():
             self.answer.set_exception(error)
         if shared:
@@ -75,7 +75,7 @@ class Turns(Generic[T]):
         attempt is not cancelled with its caller. Raises TimeoutError if our turn did not come in time."""
         if waited := key in self._lines:
             await self._turn(key, shares, patience_seconds)
-        # Who stands in line now may share; who comes later goes into a line of its own.
+        # Those who stand in line now may share; those who come later stand in another line.
         sharers = self._lines.get(key, deque())
         self._lines[key] = deque()
         this: Attempt[T] = Attempt(sharers, waited)
@@ -88,7 +88,7 @@ class Turns(Generic[T]):
     async def _turn(self, key: str, shares: bool, patience_seconds: float) -> None:
         place = _Place(shares)
         self._lines[key].append(place)
-        timer = deadline.limit(place.turn, patience_seconds)
+        timer = call.limit(place.turn, patience_seconds)
         try:
             await place.turn
         except asyncio.CancelledError:

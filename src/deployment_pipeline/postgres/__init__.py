@@ -1,1 +1,29 @@
 """The only room that knows psycopg, the tables and their SQL."""
+
+from deployment_pipeline.postgres.changes import Changes
+from deployment_pipeline.postgres.connections import Connections
+from deployment_pipeline.postgres.reads import Reads
+from deployment_pipeline.postgres.statements import Statements
+
+__all__ = ["Postgres"]
+
+
+class Postgres:
+    """What one process asks of Postgres. Whoever opens it closes it."""
+
+    def __init__(self, url: str, pool_size: int, max_batch: int) -> None:
+        self._connections = Connections(url, pool_size)
+        statements = Statements(self._connections, max_batch)
+        self.changes = Changes(statements)
+        self.reads = Reads(statements)
+
+    async def open(self) -> None:
+        """Connect. Raises StoreUnavailable."""
+        await self._connections.open()
+
+    async def close(self) -> None:
+        await self._connections.close()
+
+    async def probe(self) -> None:
+        """Raises StoreUnavailable if Postgres does not answer, Overloaded if all connections are busy."""
+        await self._connections.probe()

@@ -2,7 +2,7 @@
 
 Safe to run from several replicas at once and at every start: an advisory lock lets one through, and the
 others then find nothing to do. Migrations go forward only, and each keeps the previous release working, so
-replicas may be replaced one by one. Functions are installed anew when their text differs, but never by an
+replicas may be replaced one by one. Functions are replaced when their text differs, but never by an
 older release over a newer one's: a restarting old replica leaves them alone.
 """
 
@@ -34,6 +34,10 @@ _FUNCTIONS = """
 """
 
 
+class CannotMigrate(Exception):
+    """The text says why."""
+
+
 def _connect(database_url: str) -> Connection:
     return psycopg.connect(database_url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_SECONDS)
 
@@ -61,11 +65,20 @@ def _alone(database_url: str) -> Iterator[Connection]:
 
 
 def migrate(database_url: str) -> None:
-    """Apply what is missing; each step in a transaction of its own. Raises psycopg.Error."""
-    with _alone(database_url) as connection:
-        with _backend(database_url) as backend:
-            backend.apply_migrations(backend.to_apply(yoyo.read_migrations(str(SQL / "migrations"))))
-        _install_functions(connection)
+    """Apply what is missing; each step in a transaction of its own. Raises CannotMigrate."""
+    try:
+        psycopg.conninfo.conninfo_to_dict(database_url)
+    except psycopg.ProgrammingError:
+        raise CannotMigrate(
+            "DP_DATABASE_URL cannot be read: special characters in a password are written as %XX"
+        ) from None
+    try:
+        with _alone(database_url) as connection:
+            with _backend(database_url) as backend:
+                backend.apply_migrations(backend.to_apply(yoyo.read_migrations(str(SQL / "migrations"))))
+            _install_functions(connection)
+    except psycopg.Error as error:
+        raise CannotMigrate(f"Postgres cannot be used at DP_DATABASE_URL: {error}") from error
 
 
 def _install_functions(connection: Connection) -> None:

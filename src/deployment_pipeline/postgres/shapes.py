@@ -1,90 +1,100 @@
-"""Rows and the values that they stand for: which columns a statement asks for, and what they become."""
+"""Rows and the values that they stand for.
 
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+A shape is one type of row: it writes the columns that a statement asks for, and reads them off the row that
+comes back. Both follow the fields of a class of `model`, so a column is named once.
+"""
 
-from deployment_pipeline.model import Active, Deployment, Lock, LoggedEvent, Pipeline, StageState, Waiting
-from deployment_pipeline.states import Status
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, fields
+from itertools import islice
+from typing import Any, Generic, TypeVar
+from uuid import UUID
 
-Row: TypeAlias = Sequence[Any]
+from deployment_pipeline.model import CauseCode, Deployment, Lock, LoggedEvent, Pipeline, StageState, Waiting
+from deployment_pipeline.states import EventType, Status
 
-_PIPELINE = (
-    *("name", "stages", "description", "labels", "max_pending", "revision", "created_at"),
-    *("updated_at", "lock_owner", "lock_reason", "locked_at", "lock_expires_at"),
+T = TypeVar("T")
+
+
+class Shape(Generic[T]):
+    """The fields of `kind`, each a column of its own name, with these exceptions:
+
+    columns: what another expression says, with {row} for the row.
+    read: what is to be made of a column's value, if it is not NULL.
+    parts: what is another shape, of the same row or of one that `columns` is told.
+
+    A field with a default is left out unless it is a part.
+    """
+
+    def __init__(
+        self,
+        kind: Callable[..., T],
+        *,
+        columns: Mapping[str, str] | None = None,
+        read: Mapping[str, Callable[[Any], Any]] | None = None,
+        parts: Mapping[str, "Shape[Any]"] | None = None,
+    ) -> None:
+        self._kind = kind
+        self._parts = parts or {}
+        names = [f.name for f in fields(kind) if f.default is MISSING and f.name not in self._parts]  # type: ignore[arg-type]
+        self._columns = [(columns or {}).get(name, "{row}." + name) for name in names]
+        self._read = [(names.index(name), reader) for name, reader in (read or {}).items()]
+
+    def columns(self, row: str, **rows: str) -> str:
+        """For a SELECT. row: the alias, or an expression in parentheses. rows: those of the parts."""
+        own = [column.format(row=row) for column in self._columns]
+        return ", ".join(own + [part.columns(rows.get(name, row)) for name, part in self._parts.items()])
+
+    def read(self, values: Iterator[Any]) -> T | None:
+        """Take this shape's columns off a row. None if the first of them is NULL."""
+        own = list(islice(values, len(self._columns)))
+        parts = {name: part.read(values) for name, part in self._parts.items()}
+        if own[0] is None:
+            return None
+        for place, reader in self._read:
+            if own[place] is not None:
+                own[place] = reader(own[place])
+        return self._kind(*own, **parts)
+
+
+class Column(Generic[T]):
+    """One column of a row, as it comes."""
+
+    def columns(self, row: str) -> str:
+        return row
+
+    def read(self, values: Iterator[Any]) -> T:
+        value: T = next(values)
+        return value
+
+
+_DEPLOYMENT: dict[str, Callable[[Any], Any]] = {
+    "stages": tuple,
+    "stage_entered_at": tuple,
+    "status": Status,
+    "cause": CauseCode,
+}
+
+LOCK = Shape(
+    Lock,
+    columns={
+        "owner": "{row}.lock_owner",
+        "reason": "{row}.lock_reason",
+        "expires_at": "{row}.lock_expires_at",
+        "stands": "dp_is_locked({row}, clock_timestamp())",
+    },
 )
-_DEPLOYMENT = (
-    *("id", "pipeline_name", "seq", "version", "stages", "stage_index", "stage_entered_at", "status"),
-    *("created_at", "started_at", "completed_at", "triggered_by", "reason", "cause", "cause_message"),
-    *("labels", "rollback_of", "redeployed_by", "superseded_by"),
+PIPELINE = Shape(Pipeline, read={"stages": tuple}, parts={"lock": LOCK})
+WAITING = Shape(Waiting)
+DEPLOYMENT = Shape(Deployment, read=_DEPLOYMENT)
+# A deployment that may be PENDING.
+QUEUEABLE = Shape(Deployment, read=_DEPLOYMENT, parts={"waiting": WAITING})
+STAGE_STATE = Shape(StageState, parts={"deployment": DEPLOYMENT})
+EVENT = Shape(
+    LoggedEvent,
+    # The service's own request ids are nobody's business.
+    columns={"request_id": "CASE WHEN {row}.request_digest IS NOT NULL THEN {row}.request_id END"},
+    read={"type": EventType, "from_status": Status, "to_status": Status},
 )
-_WAITING = (
-    *("queue_position", "active_id", "active_version", "active_stage", "active_since"),
-    *("lock_owner", "lock_reason", "lock_expires_at"),
-)
-
-PIPELINE_WIDTH = len(_PIPELINE) + 1
-DEPLOYMENT_WIDTH = len(_DEPLOYMENT)
-WAITING_WIDTH = len(_WAITING)
-NOT_WAITING = (None,) * WAITING_WIDTH
-
-
-def _columns(row: str, names: Sequence[str]) -> str:
-    return ", ".join(f"{row}.{name}" for name in names)
-
-
-def pipeline_columns(row: str) -> str:
-    return f"{_columns(row, _PIPELINE)}, dp_is_locked({row}, clock_timestamp())"
-
-
-def deployment_columns(row: str) -> str:
-    return _columns(row, _DEPLOYMENT)
-
-
-def waiting_columns(row: str) -> str:
-    return _columns(row, _WAITING)
-
-
-def to_pipeline(row: Row, *, judged_locked: bool = False) -> Pipeline | None:
-    """From `pipeline_columns`; None if they are NULL. judged_locked: it was when it was judged, and the lock
-    may have expired by the time that the row was read."""
-    if row[0] is None:
-        return None
-    name, stages, description, labels, max_pending, revision, created_at, updated_at, *lock = row
-    *lock, is_locked = lock
-    return Pipeline(
-        *(name, tuple(stages), description, labels, max_pending, revision, created_at, updated_at),
-        lock=Lock(*lock) if is_locked or judged_locked else None,
-    )
-
-
-def to_deployment(row: Row, waiting: Row = NOT_WAITING) -> Deployment | None:
-    """From `deployment_columns` and, if it may be PENDING, `waiting_columns`; None if they are NULL."""
-    if row[0] is None:
-        return None
-    id, pipeline_name, seq, version, stages, stage_index, entered_at, status, *rest = row
-    return Deployment(
-        *(id, pipeline_name, seq, version, tuple(stages), stage_index, tuple(entered_at)),
-        *(Status(status), *rest, _to_waiting(waiting) if status == "PENDING" else None),
-    )
-
-
-def _to_waiting(row: Row) -> Waiting:
-    position, active_id, version, stage, since, owner, reason, expires_at = row
-    active = Active(active_id, version, stage, since) if active_id else None
-    locked = owner is not None
-    return Waiting(position, active, locked, owner or "", reason or "", expires_at)
-
-
-def to_stage_state(row: Row) -> StageState:
-    name, id, version, seq, completed_at = row
-    return StageState(name, id, version or "", seq or 0, completed_at)
-
-
-def to_event(row: Row) -> LoggedEvent:
-    pipeline_name, event_no, type, id, stage, before, after, actor, reason, request_id, at = row
-    return LoggedEvent(
-        *(pipeline_name, event_no, type, id, stage or ""),
-        Status(before) if before else None,
-        Status(after) if after else None,
-        *(actor, reason, request_id or "", at),
-    )
+STARTED = Column[UUID | None]()
+COUNT = Column[int]()

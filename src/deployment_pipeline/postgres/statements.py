@@ -1,47 +1,178 @@
-"""A SQL statement that can also be asked for many at a time."""
+"""SQL statements, asked for one call or for many at a time, and what a broken connection means for them."""
 
+import contextlib
+import functools
 import json
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
-Row: TypeAlias = tuple[Any, ...]
+import psycopg
 
-# The outcome, in a batch, of a change whose pipeline somebody else is changing: it was not made.
-MUST_WAIT = "MUST_WAIT"
+from deployment_pipeline import call
+from deployment_pipeline.gathering import Gathering
+from deployment_pipeline.model import MADE, Outcome
+from deployment_pipeline.postgres.connections import Connection, Connections, Lost, Row
+from deployment_pipeline.refusals import Overloaded, StoreUnavailable
+
+# In a batch a change waits for no row lock: it answers MUST_WAIT and is made alone.
 NO_WAIT = -1
+
+Values: TypeAlias = Mapping[str, Any]
+
+
+class Unconfirmed(Exception):
+    """A change has no answer, and may have been made."""
 
 
 class Statement:
-    """`one` is the statement as it is written, with a %s for each value. `many`, if the values' types are
-    given, takes a `batch`; its rows begin with the place in the batch, from 0, of what they answer.
+    """A SELECT that speaks of its values as the columns of a row `q`: the one of a lone call (`one`), or each
+    row of a batch (`many`), whose answers begin with the place in the batch, from 0.
 
-    waits: the last value says for how many milliseconds it may wait for its pipeline's row lock. In a batch
-    it is NO_WAIT: not at all, answer MUST_WAIT. So no change waits behind another one's lock, and nothing
-    waits while it holds locks.
+    types: of the values, by name. waits: it takes another one, wait_ms: for how many milliseconds it may wait
+    for its pipeline's row lock; a batch passes NO_WAIT, so no change waits behind another one's lock, and
+    nothing waits while it holds locks.
     """
 
-    def __init__(self, one: str, *types: str, waits: bool = False) -> None:
-        self.one = one.encode()
-        self.many = b""
+    def __init__(self, select: str, types: Mapping[str, str], *, waits: bool = False) -> None:
         self.waits = waits
-        if types:
-            values = [f'q."{place}"' for place in range(len(types))]
-            columns = ", ".join(f'"{place}" {type}' for place, type in enumerate(types))
-            self.many = (
-                f"SELECT q.n, r.* FROM json_to_recordset(%s::json) q (n integer, {columns})"
-                f" CROSS JOIN LATERAL ({one.replace('%s', '{}').format(*values)}) r"
-            ).encode()
+        self._select = select
+        self._types = {**types, "wait_ms": "integer"} if waits else types
+        columns = ", ".join(f"{name} {type}" for name, type in {"n": "integer", **self._types}.items())
+        self.one = self.of(lambda name: f"%({name})s").encode()
+        self.many = (
+            f"SELECT q.n, r.* FROM json_to_recordset(%(batch)s::json) q ({columns})"
+            f" CROSS JOIN LATERAL ({select}) r"
+        ).encode()
 
-    def answer(self, rows: list[Row]) -> list[Row] | None:
-        """What a batch's rows say to one of its questions; None: nothing, it must wait."""
-        return None if self.waits and rows[0][0] == MUST_WAIT else rows
+    def of(self, value: Callable[[str], str]) -> str:
+        """The text for one call, with these values."""
+        if not self._types:
+            return self._select
+        row = ", ".join(f"{value(name)}::{type} AS {name}" for name, type in self._types.items())
+        return f"SELECT r.* FROM (SELECT {row}) q CROSS JOIN LATERAL ({self._select}) r"
+
+    def must_wait(self, rows: Sequence[Row]) -> bool:
+        return self.waits and rows[0][0] == Outcome.MUST_WAIT
 
 
-def batch(questions: Sequence[Sequence[Any]]) -> str:
+class _Question(NamedTuple):
+    """A call's part of a batch."""
+
+    values: Values
+    ends_at: float  # until when its caller waits, on the monotonic clock
+
+
+class Statements:
+    """Asks them, on connections that somebody else opens and closes."""
+
+    def __init__(self, connections: Connections, max_batch: int) -> None:
+        self._connections = connections
+        self._max_batch = max_batch
+        self._gatherings: dict[Statement, Gathering[_Question, list[Row] | None]] = {}
+
+    async def change(self, statement: Statement, values: Values, *, alone: bool = False) -> Row:
+        """Call a function that answers one row, which begins with the outcome. If the connection breaks it is
+        asked once more, with the same ids: the function finds its own work, or does it. alone: in no batch.
+        Raises Unconfirmed, StoreUnavailable or Overloaded."""
+        may_be_made = False
+        for ask in (self._alone if alone else self._ask, self._alone):
+            try:
+                [row] = await ask(statement, values)
+            except Lost as lost:
+                may_be_made |= lost.executed
+            except (StoreUnavailable, Overloaded):
+                if not may_be_made:
+                    raise
+                break
+            else:
+                # A refusal now does not tell whether the first attempt is still on its way.
+                if row[0] in MADE or not may_be_made:
+                    return row
+                break
+        raise Unconfirmed if may_be_made else StoreUnavailable
+
+    async def read(self, statement: Statement, values: Values, *, alone: bool = False) -> list[Row]:
+        """Asks once more if the connection breaks. Raises StoreUnavailable or Overloaded."""
+        with contextlib.suppress(Lost):
+            return await (self._alone if alone else self._ask)(statement, values)
+        try:
+            return await self._alone(statement, values)
+        except Lost as lost:
+            raise StoreUnavailable from lost
+
+    async def _ask(self, statement: Statement, values: Values) -> list[Row]:
+        """Together with others who ask the same at this time."""
+        if self._max_batch == 1:
+            return await self._alone(statement, values)
+        if statement not in self._gatherings:
+            send = functools.partial(self._together, statement)
+            self._gatherings[statement] = Gathering(send, self._max_batch)
+        rows = await self._gatherings[statement].ask(_Question(values, call.ends_at()))
+        return await self._alone(statement, values) if rows is None else rows
+
+    async def _alone(self, statement: Statement, values: Values) -> list[Row]:
+        async with self._connections.take() as connection:
+            left = call.remaining()
+            wait_ms = max(1, int(left * 1000))
+            return await self._execute(
+                connection, statement, statement.one, {**values, "wait_ms": wait_ms}, left
+            )
+
+    async def _together(
+        self, statement: Statement, questions: Sequence[_Question]
+    ) -> Sequence[list[Row] | Exception | None]:
+        """None: it must be asked alone."""
+        # This task belongs to no call: it may wait for a connection as long as the most patient one.
+        call.begin(max(question.ends_at for question in questions) - time.monotonic())
+        async with self._connections.take() as connection:
+            now = time.monotonic()
+            timely = [question for question in questions if question.ends_at > now]
+            if not timely:
+                raise Overloaded
+            # It is cut when the least patient has left: then each asks alone, in its own time.
+            soonest = min(question.ends_at for question in timely) - now
+            try:
+                found = iter(await self._execute_all(connection, statement, timely, soonest))
+            except (StoreUnavailable, psycopg.Error):
+                # The server rolled all of them back, maybe because of one.
+                return [None if question.ends_at > now else Overloaded() for question in questions]
+        answers: list[list[Row] | Exception | None] = []
+        for question in questions:
+            if question.ends_at > now:
+                rows = next(found)
+                answers.append(None if statement.must_wait(rows) else rows)
+            else:
+                answers.append(Overloaded())
+        return answers
+
+    async def _execute_all(
+        self, connection: Connection, statement: Statement, questions: Sequence[_Question], seconds: float
+    ) -> list[list[Row]]:
+        """The rows for each."""
+        if len(questions) == 1:
+            values = {**questions[0].values, "wait_ms": NO_WAIT}
+            return [await self._execute(connection, statement, statement.one, values, seconds)]
+        found: list[list[Row]] = [[] for _ in questions]
+        values = {"batch": batch(question.values for question in questions)}
+        for row in await self._execute(connection, statement, statement.many, values, seconds):
+            found[row[0]].append(row[1:])
+        return found
+
+    async def _execute(
+        self, connection: Connection, statement: Statement, query: bytes, values: Values, seconds: float
+    ) -> list[Row]:
+        rows = await self._connections.execute(connection, query, values, seconds)
+        if statement.waits and connection.not_replicated:
+            # It was committed here, and nowhere else for sure.
+            raise Lost(executed=True)
+        return rows
+
+
+def batch(questions: Iterable[Values]) -> str:
     """The value for `many`. JSON: it is made many times faster than Postgres's arrays."""
-    return json.dumps(
-        [{"n": n, **dict(enumerate(values))} for n, values in enumerate(questions)], default=_text
-    )
+    rows = [{"n": n, "wait_ms": NO_WAIT, **values} for n, values in enumerate(questions)]
+    return json.dumps(rows, default=_text)
 
 
 def _text(value: object) -> str:

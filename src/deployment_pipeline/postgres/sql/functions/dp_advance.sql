@@ -1,21 +1,21 @@
 -- Move a deployment to its next stage, or from the last one to COMPLETED, which starts the next in line
--- (`started`). Outcomes: OK, REPLAYED, REQUEST_ID_REUSED, DEPLOYMENT_NOT_FOUND, DEPLOYMENT_NOT_IN_PROGRESS,
--- DEPLOYMENT_ENDED, STAGE_MISMATCH.
+-- (`started`). Outcomes: OK, STAGE_MISMATCH, DEPLOYMENT_NOT_IN_PROGRESS, and those of dp_find_deployment.
 CREATE OR REPLACE FUNCTION dp_advance(
-    p_id uuid, p_expected_stage text, p_reason text, p_request_id text, p_digest bytea, p_wait_ms integer
+    p_deployment_id uuid, p_expected_stage text, p_reason text,
+    p_request_id text, p_digest bytea, p_wait_ms integer
 ) RETURNS TABLE (outcome text, deployment dp_deployments, started uuid) LANGUAGE plpgsql AS $$
 DECLARE
-    v_judged record;
+    v_found record;
     v_at timestamptz;
     v_stage text;
 BEGIN
-    SELECT * INTO v_judged FROM dp_judge(p_id, p_request_id, p_digest, p_wait_ms);
-    outcome := v_judged.outcome;
-    deployment := v_judged.deployment;
+    SELECT * INTO v_found FROM dp_find_deployment(p_deployment_id, p_request_id, p_digest, p_wait_ms);
+    outcome := v_found.outcome;
+    deployment := v_found.deployment;
     IF outcome = 'OK' THEN
         outcome := CASE
             WHEN deployment.status = 'PENDING' THEN 'DEPLOYMENT_NOT_IN_PROGRESS'
-            WHEN deployment.current_stage <> p_expected_stage THEN 'STAGE_MISMATCH'
+            WHEN deployment.current_stage <> nullif(p_expected_stage, '') THEN 'STAGE_MISMATCH'
             ELSE 'OK' END;
     END IF;
     IF outcome = 'OK' THEN
@@ -24,14 +24,18 @@ BEGIN
         IF deployment.stage_index + 1 < deployment.total_stages THEN
             UPDATE dp_deployments SET
                 stage_index = stage_index + 1, stage_entered_at = stage_entered_at || v_at
-            WHERE id = p_id RETURNING * INTO deployment;
-            PERFORM dp_record(deployment.pipeline_name, 'ADVANCE', v_at, p_reason, p_request_id, p_digest,
-                              p_id, v_stage, 'IN_PROGRESS', 'IN_PROGRESS');
+            WHERE id = p_deployment_id RETURNING * INTO deployment;
+            PERFORM dp_append_event(
+                p_pipeline => deployment.pipeline_name, p_type => 'ADVANCE', p_at => v_at, p_reason => p_reason,
+                p_request_id => p_request_id, p_digest => p_digest,
+                p_deployment => p_deployment_id, p_stage => v_stage, p_from => 'IN_PROGRESS', p_to => 'IN_PROGRESS');
         ELSE
             UPDATE dp_deployments SET status = 'COMPLETED', completed_at = v_at
-            WHERE id = p_id RETURNING * INTO deployment;
-            PERFORM dp_record(deployment.pipeline_name, 'COMPLETE', v_at, p_reason, p_request_id, p_digest,
-                              p_id, v_stage, 'IN_PROGRESS', 'COMPLETED');
+            WHERE id = p_deployment_id RETURNING * INTO deployment;
+            PERFORM dp_append_event(
+                p_pipeline => deployment.pipeline_name, p_type => 'COMPLETE', p_at => v_at, p_reason => p_reason,
+                p_request_id => p_request_id, p_digest => p_digest,
+                p_deployment => p_deployment_id, p_stage => v_stage, p_from => 'IN_PROGRESS', p_to => 'COMPLETED');
             started := (dp_promote(deployment.pipeline_name, v_at)).id;
         END IF;
     END IF;

@@ -1,7 +1,7 @@
 -- Define a pipeline. Outcomes: OK, REPLAYED (it exists with this definition, or this request made it),
 -- REQUEST_ID_REUSED, PIPELINE_EXISTS.
 CREATE OR REPLACE FUNCTION dp_create_pipeline(
-    p_name text, p_stages text[], p_description text, p_labels jsonb, p_max_pending integer,
+    p_name text, p_stages text[], p_description text, p_labels jsonb, p_max_pending bigint,
     p_request_id text, p_digest bytea, p_wait_ms integer
 ) RETURNS TABLE (outcome text, pipeline dp_pipelines) LANGUAGE plpgsql AS $$
 DECLARE
@@ -16,7 +16,9 @@ BEGIN
         ON CONFLICT DO NOTHING
         RETURNING * INTO pipeline;
         IF FOUND THEN
-            PERFORM dp_record(p_name, 'CREATE', now(), '', p_request_id, p_digest);
+            PERFORM dp_append_event(
+                p_pipeline => p_name, p_type => 'CREATE', p_at => now(), p_reason => '',
+                p_request_id => p_request_id, p_digest => p_digest);
             outcome := 'OK';
             RETURN NEXT;
             RETURN;
@@ -27,9 +29,7 @@ BEGIN
     SELECT * INTO pipeline FROM dp_row_lock(p_name, p_wait_ms);
     SELECT * INTO v_event FROM dp_events WHERE pipeline_name = p_name AND request_id = p_request_id;
     outcome := CASE
-        WHEN v_event.request_digest IS DISTINCT FROM p_digest AND v_event.request_id IS NOT NULL
-            THEN 'REQUEST_ID_REUSED'
-        WHEN v_event.request_id IS NOT NULL THEN 'REPLAYED'
+        WHEN v_event.request_id IS NOT NULL THEN dp_repeat(v_event, p_digest)
         WHEN (pipeline.stages, pipeline.description, pipeline.labels, pipeline.max_pending)
             IS NOT DISTINCT FROM (p_stages, p_description, p_labels, p_max_pending) THEN 'REPLAYED'
         ELSE 'PIPELINE_EXISTS' END;

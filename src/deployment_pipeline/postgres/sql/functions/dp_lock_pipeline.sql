@@ -13,9 +13,7 @@ BEGIN
     v_at := clock_timestamp();
     outcome := CASE
         WHEN pipeline.name IS NULL THEN 'PIPELINE_NOT_FOUND'
-        WHEN v_event.request_id IS NOT NULL AND v_event.request_digest IS DISTINCT FROM p_digest
-            THEN 'REQUEST_ID_REUSED'
-        WHEN v_event.request_id IS NOT NULL THEN 'REPLAYED'
+        WHEN v_event.request_id IS NOT NULL THEN dp_repeat(v_event, p_digest)
         WHEN p_expires_at <= v_at THEN 'EXPIRY_PASSED'
         WHEN NOT dp_is_locked(pipeline, v_at) THEN 'OK'
         WHEN (pipeline.lock_reason, pipeline.lock_owner, pipeline.lock_expires_at)
@@ -25,7 +23,9 @@ BEGIN
         UPDATE dp_pipelines SET
             lock_reason = p_reason, lock_owner = p_owner, locked_at = v_at, lock_expires_at = p_expires_at
         WHERE name = p_name RETURNING * INTO pipeline;
-        PERFORM dp_record(p_name, 'LOCK', v_at, p_reason, p_request_id, p_digest);
+        PERFORM dp_append_event(
+            p_pipeline => p_name, p_type => 'LOCK', p_at => v_at, p_reason => p_reason,
+            p_request_id => p_request_id, p_digest => p_digest);
     END IF;
     RETURN NEXT;
 END

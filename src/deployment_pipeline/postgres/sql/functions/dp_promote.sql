@@ -13,8 +13,9 @@ BEGIN
         UPDATE dp_deployments SET
             status = 'IN_PROGRESS', started_at = p_at, stage_index = 0, stage_entered_at = ARRAY[p_at]
         WHERE id = v_head.id RETURNING * INTO v_head;
-        PERFORM dp_record(p_pipeline, 'PROMOTE', p_at, '', NULL, NULL,
-                          v_head.id, v_head.current_stage, 'PENDING', 'IN_PROGRESS');
+        PERFORM dp_append_event(
+            p_pipeline => p_pipeline, p_type => 'PROMOTE', p_at => p_at, p_reason => '',
+            p_deployment => v_head.id, p_stage => v_head.current_stage, p_from => 'PENDING', p_to => 'IN_PROGRESS');
     END IF;
     RETURN v_head;
 END

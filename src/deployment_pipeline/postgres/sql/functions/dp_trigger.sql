@@ -3,11 +3,11 @@
 -- deployment in the way), PIPELINE_LOCKED and QUEUE_FULL (with the pipeline), MUST_WAIT (for the row lock,
 -- with a p_wait_ms below 0).
 --
--- It judges twice. First without a lock, so that a refused trigger writes nothing and takes no transaction
--- id; then, if there seemed to be a place, under the pipeline's row lock, where the judgement is final: each
+-- It looks twice. First without a lock, so that a refused trigger writes nothing and takes no transaction id;
+-- then, if there seemed to be a place, under the pipeline's row lock, where what it sees is final: each
 -- statement of a function sees what was committed while it waited.
 CREATE OR REPLACE FUNCTION dp_trigger(
-    p_id uuid, p_pipeline text, p_version text, p_on_busy text, p_labels jsonb, p_reason text,
+    p_id uuid, p_pipeline_name text, p_version text, p_on_busy text, p_labels jsonb, p_reason text,
     p_request_id text, p_digest bytea, p_wait_ms integer
 ) RETURNS TABLE (outcome text, deployment dp_deployments, pipeline dp_pipelines, waiting dp_waiting)
 LANGUAGE plpgsql AS $$
@@ -19,7 +19,7 @@ DECLARE
 BEGIN
     FOR v_look IN 1..2 LOOP
         IF v_look = 2 THEN
-            PERFORM dp_row_lock(p_pipeline, p_wait_ms);
+            PERFORM dp_row_lock(p_pipeline_name, p_wait_ms);
             IF NOT FOUND THEN
                 outcome := 'MUST_WAIT';
                 RETURN NEXT;
@@ -29,26 +29,27 @@ BEGIN
         v_at := clock_timestamp();
 
         -- One statement, one snapshot: a repeat never meets its own deployment as the obstacle.
-        SELECT p, e.request_id, e.request_digest, e.deployment_id, active,
+        SELECT p, dp_repeat(e, p_digest) AS repeat, e.deployment_id, active,
                CASE p_on_busy WHEN 'QUEUE' THEN (
                    SELECT count(*) FROM dp_deployments
-                   WHERE pipeline_name = p_pipeline AND status = 'PENDING') END AS pending
+                   WHERE pipeline_name = p_pipeline_name AND status = 'PENDING') END AS pending
         INTO v_found
         FROM dp_pipelines p
         LEFT JOIN dp_events e ON e.pipeline_name = p.name AND e.request_id = p_request_id
         LEFT JOIN dp_deployments active ON active.pipeline_name = p.name AND active.status = 'IN_PROGRESS'
-        WHERE p.name = p_pipeline;
+        WHERE p.name = p_pipeline_name;
         pipeline := v_found.p;
         deployment := v_found.active;
 
-        IF v_found.request_id IS NOT NULL THEN
-            outcome := 'REQUEST_ID_REUSED';
-            IF v_found.request_digest IS NOT DISTINCT FROM p_digest THEN
+        IF v_found.repeat IS NOT NULL THEN
+            outcome := v_found.repeat;
+            IF outcome = 'REPLAYED' THEN
                 -- Said under the lock only: its commit waits for a standby as the first one's did.
                 CONTINUE WHEN v_look = 1;
-                outcome := 'REPLAYED';
                 SELECT * INTO deployment FROM dp_deployments WHERE id = v_found.deployment_id;
-                waiting := dp_waiting_for(p_pipeline, deployment.seq);
+                IF deployment.status = 'PENDING' THEN
+                    waiting := dp_waiting_for(p_pipeline_name, deployment.seq);
+                END IF;
             END IF;
             RETURN NEXT;
             RETURN;
@@ -56,7 +57,7 @@ BEGIN
 
         -- A line that nobody resumed after a lock starts now: this trigger does not overtake it.
         IF v_look = 2 AND deployment.id IS NULL THEN
-            deployment := dp_promote(p_pipeline, v_at);
+            deployment := dp_promote(p_pipeline_name, v_at);
             v_promoted := (deployment.id IS NOT NULL)::integer;
         END IF;
         v_busy := deployment.id IS NOT NULL;
@@ -75,19 +76,23 @@ BEGIN
     END LOOP;
 
     IF NOT v_busy THEN
-        deployment := dp_insert(p_id, p_pipeline, 'IN_PROGRESS', p_version, p_labels, p_reason,
-                                p_request_id, p_digest, v_at);
+        deployment := dp_open_deployment(
+            p_id => p_id, p_pipeline => p_pipeline_name, p_status => 'IN_PROGRESS', p_version => p_version,
+            p_labels => p_labels, p_at => v_at, p_reason => p_reason,
+            p_request_id => p_request_id, p_digest => p_digest);
     ELSE
         IF p_on_busy = 'SUPERSEDE' THEN
-            PERFORM dp_close(d.id, 'SUPERSEDE', v_at,
-                             format('superseded by deployment %s of version "%s"', p_id, p_version),
-                             NULL, NULL, p_id)
-            FROM (SELECT id FROM dp_deployments WHERE pipeline_name = p_pipeline AND status = 'PENDING'
+            PERFORM dp_close_deployment(
+                p_id => d.id, p_event => 'SUPERSEDE', p_at => v_at, p_successor => p_id,
+                p_reason => format('superseded by deployment %s of version "%s"', p_id, p_version))
+            FROM (SELECT id FROM dp_deployments WHERE pipeline_name = p_pipeline_name AND status = 'PENDING'
                   ORDER BY seq) d;
         END IF;
-        deployment := dp_insert(p_id, p_pipeline, 'PENDING', p_version, p_labels, p_reason,
-                                p_request_id, p_digest, v_at);
-        waiting := dp_waiting_for(p_pipeline, deployment.seq);
+        deployment := dp_open_deployment(
+            p_id => p_id, p_pipeline => p_pipeline_name, p_status => 'PENDING', p_version => p_version,
+            p_labels => p_labels, p_at => v_at, p_reason => p_reason,
+            p_request_id => p_request_id, p_digest => p_digest);
+        waiting := dp_waiting_for(p_pipeline_name, deployment.seq);
     END IF;
     RETURN NEXT;
 END

@@ -17,16 +17,16 @@ BEGIN
     v_at := clock_timestamp();
     outcome := CASE
         WHEN pipeline.name IS NULL THEN 'PIPELINE_NOT_FOUND'
-        WHEN v_event.request_id IS NOT NULL AND v_event.request_digest IS DISTINCT FROM p_digest
-            THEN 'REQUEST_ID_REUSED'
-        WHEN v_event.request_id IS NOT NULL THEN 'REPLAYED'
+        WHEN v_event.request_id IS NOT NULL THEN dp_repeat(v_event, p_digest)
         WHEN dp_is_locked(pipeline, v_at) OR v_resumes THEN 'OK'
         ELSE 'PIPELINE_NOT_LOCKED' END;
     IF outcome = 'OK' THEN
         UPDATE dp_pipelines SET
             lock_reason = NULL, lock_owner = NULL, locked_at = NULL, lock_expires_at = NULL
         WHERE name = p_name RETURNING * INTO pipeline;
-        PERFORM dp_record(p_name, 'UNLOCK', v_at, p_reason, p_request_id, p_digest);
+        PERFORM dp_append_event(
+            p_pipeline => p_name, p_type => 'UNLOCK', p_at => v_at, p_reason => p_reason,
+            p_request_id => p_request_id, p_digest => p_digest);
         IF v_resumes THEN
             deployment := dp_promote(p_name, v_at);
         END IF;

@@ -1,7 +1,7 @@
--- Change a pipeline's definition; NULL leaves a field as it is. Outcomes: OK, REPLAYED, REQUEST_ID_REUSED,
+-- Change the fields of a pipeline's definition that p_update_mask names. p_expected_revision 0: any. Outcomes: OK, REPLAYED, REQUEST_ID_REUSED,
 -- PIPELINE_NOT_FOUND, REVISION_MISMATCH.
 CREATE OR REPLACE FUNCTION dp_update_pipeline(
-    p_name text, p_stages text[], p_description text, p_labels jsonb, p_max_pending integer,
+    p_name text, p_update_mask text[], p_stages text[], p_description text, p_labels jsonb, p_max_pending bigint,
     p_expected_revision bigint, p_request_id text, p_digest bytea, p_wait_ms integer
 ) RETURNS TABLE (outcome text, pipeline dp_pipelines) LANGUAGE plpgsql AS $$
 DECLARE
@@ -11,21 +11,21 @@ BEGIN
     SELECT * INTO v_event FROM dp_events WHERE pipeline_name = p_name AND request_id = p_request_id;
     outcome := CASE
         WHEN pipeline.name IS NULL THEN 'PIPELINE_NOT_FOUND'
-        WHEN v_event.request_digest IS DISTINCT FROM p_digest AND v_event.request_id IS NOT NULL
-            THEN 'REQUEST_ID_REUSED'
-        WHEN v_event.request_id IS NOT NULL THEN 'REPLAYED'
-        WHEN pipeline.revision <> p_expected_revision THEN 'REVISION_MISMATCH'
+        WHEN v_event.request_id IS NOT NULL THEN dp_repeat(v_event, p_digest)
+        WHEN pipeline.revision <> nullif(p_expected_revision, 0) THEN 'REVISION_MISMATCH'
         ELSE 'OK' END;
     IF outcome = 'OK' THEN
         UPDATE dp_pipelines SET
-            stages = coalesce(p_stages, stages),
-            description = coalesce(p_description, description),
-            labels = coalesce(p_labels, labels),
-            max_pending = coalesce(p_max_pending, max_pending),
+            stages = CASE WHEN 'stages' = ANY (p_update_mask) THEN p_stages ELSE stages END,
+            description = CASE WHEN 'description' = ANY (p_update_mask) THEN p_description ELSE description END,
+            labels = CASE WHEN 'labels' = ANY (p_update_mask) THEN p_labels ELSE labels END,
+            max_pending = CASE WHEN 'max_pending' = ANY (p_update_mask) THEN p_max_pending ELSE max_pending END,
             revision = revision + 1,
             updated_at = clock_timestamp()
         WHERE name = p_name RETURNING * INTO pipeline;
-        PERFORM dp_record(p_name, 'UPDATE', pipeline.updated_at, '', p_request_id, p_digest);
+        PERFORM dp_append_event(
+            p_pipeline => p_name, p_type => 'UPDATE', p_at => pipeline.updated_at, p_reason => '',
+            p_request_id => p_request_id, p_digest => p_digest);
     END IF;
     RETURN NEXT;
 END

@@ -1,10 +1,9 @@
 -- What every change of an existing deployment begins with: lock its pipeline, look for the request's own
 -- earlier work, and refuse what is over. Outcomes: OK, REPLAYED, REQUEST_ID_REUSED, DEPLOYMENT_NOT_FOUND,
 -- DEPLOYMENT_ENDED, MUST_WAIT (for the row lock, with a p_wait_ms below 0).
-CREATE OR REPLACE FUNCTION dp_judge(p_id uuid, p_request_id text, p_digest bytea, p_wait_ms integer)
-RETURNS TABLE (outcome text, deployment dp_deployments) LANGUAGE plpgsql AS $$
-DECLARE
-    v_event dp_events;
+CREATE OR REPLACE FUNCTION dp_find_deployment(
+    p_id uuid, p_request_id text, p_digest bytea, p_wait_ms integer
+) RETURNS TABLE (outcome text, deployment dp_deployments) LANGUAGE plpgsql AS $$
 BEGIN
     SELECT * INTO deployment FROM dp_deployments WHERE id = p_id;
     IF NOT FOUND THEN
@@ -20,14 +19,10 @@ BEGIN
     END IF;
     -- Read again: it may have been changed while the lock was awaited.
     SELECT * INTO deployment FROM dp_deployments WHERE id = p_id;
-    SELECT * INTO v_event FROM dp_events
-    WHERE pipeline_name = deployment.pipeline_name AND request_id = p_request_id;
-    outcome := CASE
-        WHEN v_event.request_id IS NOT NULL AND v_event.request_digest IS DISTINCT FROM p_digest
-            THEN 'REQUEST_ID_REUSED'
-        WHEN v_event.request_id IS NOT NULL THEN 'REPLAYED'
-        WHEN deployment.completed_at IS NOT NULL THEN 'DEPLOYMENT_ENDED'
-        ELSE 'OK' END;
+    outcome := coalesce(
+        (SELECT dp_repeat(e, p_digest) FROM dp_events e
+         WHERE e.pipeline_name = deployment.pipeline_name AND e.request_id = p_request_id),
+        CASE WHEN deployment.completed_at IS NOT NULL THEN 'DEPLOYMENT_ENDED' ELSE 'OK' END);
     RETURN NEXT;
 END
 $$;

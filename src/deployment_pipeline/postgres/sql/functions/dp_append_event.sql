@@ -1,7 +1,8 @@
--- Append one event to a pipeline's log. The caller holds the pipeline's row lock, so event_no is without a
--- gap and in the order of the commits.
-CREATE OR REPLACE FUNCTION dp_record(
-    p_pipeline text, p_type text, p_at timestamptz, p_reason text, p_request_id text, p_digest bytea,
+-- Append one event to a pipeline's log. The caller holds the pipeline's row lock, so event_no has no gap
+-- and is in the order of the commits.
+CREATE OR REPLACE FUNCTION dp_append_event(
+    p_pipeline text, p_type text, p_at timestamptz, p_reason text,
+    p_request_id text DEFAULT NULL, p_digest bytea DEFAULT NULL,
     p_deployment uuid DEFAULT NULL, p_stage text DEFAULT NULL,
     p_from text DEFAULT NULL, p_to text DEFAULT NULL
 ) RETURNS void LANGUAGE sql AS $$

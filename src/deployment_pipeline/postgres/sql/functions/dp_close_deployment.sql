@@ -1,8 +1,8 @@
 -- End a deployment other than by completion: p_event is ROLLBACK, CANCEL or SUPERSEDE. The caller holds the
--- pipeline's row lock and has judged.
-CREATE OR REPLACE FUNCTION dp_close(
-    p_id uuid, p_event text, p_at timestamptz, p_reason text, p_request_id text, p_digest bytea,
-    p_successor uuid DEFAULT NULL
+-- pipeline's row lock and has checked that it may.
+CREATE OR REPLACE FUNCTION dp_close_deployment(
+    p_id uuid, p_event text, p_at timestamptz, p_reason text, p_successor uuid DEFAULT NULL,
+    p_request_id text DEFAULT NULL, p_digest bytea DEFAULT NULL
 ) RETURNS dp_deployments LANGUAGE plpgsql AS $$
 DECLARE
     v_from text := (SELECT status FROM dp_deployments WHERE id = p_id);
@@ -17,8 +17,10 @@ BEGIN
         superseded_by = CASE p_event WHEN 'SUPERSEDE' THEN p_successor END,
         redeployed_by = CASE p_event WHEN 'ROLLBACK' THEN p_successor END
     WHERE id = p_id RETURNING * INTO v_deployment;
-    PERFORM dp_record(v_deployment.pipeline_name, p_event, p_at, p_reason, p_request_id, p_digest,
-                      p_id, v_deployment.current_stage, v_from, v_deployment.status);
+    PERFORM dp_append_event(
+        p_pipeline => v_deployment.pipeline_name, p_type => p_event, p_at => p_at, p_reason => p_reason,
+        p_request_id => p_request_id, p_digest => p_digest,
+        p_deployment => p_id, p_stage => v_deployment.current_stage, p_from => v_from, p_to => v_deployment.status);
     RETURN v_deployment;
 END
 $$;

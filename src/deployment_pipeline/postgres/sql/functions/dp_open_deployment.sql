@@ -1,8 +1,9 @@
 -- Add a deployment, IN_PROGRESS at the first stage or PENDING, with the next seq and its event. The caller
--- holds the pipeline's row lock and has judged.
-CREATE OR REPLACE FUNCTION dp_insert(
-    p_id uuid, p_pipeline text, p_status text, p_version text, p_labels jsonb, p_reason text,
-    p_request_id text, p_digest bytea, p_at timestamptz, p_rollback_of uuid DEFAULT NULL
+-- holds the pipeline's row lock and has checked that it may.
+CREATE OR REPLACE FUNCTION dp_open_deployment(
+    p_id uuid, p_pipeline text, p_status text, p_version text, p_at timestamptz, p_reason text,
+    p_labels jsonb DEFAULT '{}', p_rollback_of uuid DEFAULT NULL,
+    p_request_id text DEFAULT NULL, p_digest bytea DEFAULT NULL
 ) RETURNS dp_deployments LANGUAGE plpgsql AS $$
 DECLARE
     v_starts boolean := p_status = 'IN_PROGRESS';
@@ -19,8 +20,10 @@ BEGIN
            p_status, p_at, CASE WHEN v_starts THEN p_at END, p_reason, p_labels, p_rollback_of
     FROM counted
     RETURNING * INTO v_deployment;
-    PERFORM dp_record(p_pipeline, CASE WHEN v_starts THEN 'TRIGGER' ELSE 'QUEUE' END, p_at, p_reason,
-                      p_request_id, p_digest, p_id, v_deployment.current_stage, NULL, p_status);
+    PERFORM dp_append_event(
+        p_pipeline => p_pipeline, p_type => CASE WHEN v_starts THEN 'TRIGGER' ELSE 'QUEUE' END, p_at => p_at,
+        p_reason => p_reason, p_request_id => p_request_id, p_digest => p_digest,
+        p_deployment => p_id, p_stage => v_deployment.current_stage, p_to => p_status);
     RETURN v_deployment;
 END
 $$;

@@ -1,0 +1,3 @@
+-- ARGV: the id that reserved.
+let_go(ARGV[1])
+return 1
