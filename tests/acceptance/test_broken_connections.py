@@ -72,7 +72,7 @@ async def test_l5_terminated_backends_cost_no_call(
     for _ in range(3):
         sql.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE application_name = 'deployment-pipeline'"
+            " WHERE starts_with(application_name, 'deployment-pipeline/')"
         )
         id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id
         assert (await client.call("GetDeploymentStatus", deployment_id=id)).status_name == "IN_PROGRESS"

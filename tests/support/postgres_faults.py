@@ -42,7 +42,7 @@ async def backends_terminated(rig: Rig, rng: random.Random) -> int:
             await pause()
             struck += sql.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE application_name = 'deployment-pipeline'"
+                " WHERE starts_with(application_name, 'deployment-pipeline/')"
             ).rowcount
     return struck
 

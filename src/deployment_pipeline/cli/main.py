@@ -8,10 +8,10 @@ import os
 import signal
 import sys
 from collections.abc import Coroutine, Iterator
-from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
+from deployment_pipeline.release import VERSION
 from deployment_pipeline.run import settings
 from deployment_pipeline.run.settings import InvalidSettings, Settings
 
@@ -41,7 +41,7 @@ class Unusable(Exception):
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="deployment-pipeline", description=__doc__)
-    parser.add_argument("--version", action="version", version=version("deployment-pipeline"))
+    parser.add_argument("--version", action="version", version=VERSION)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="migrate the database, then serve until SIGTERM or Ctrl-C")
     serve.add_argument(

@@ -15,6 +15,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
 from deployment_pipeline import call
 from deployment_pipeline.refusals import Overloaded, StoreUnavailable
+from deployment_pipeline.release import LEVEL, VERSION
 
 Row: TypeAlias = tuple[Any, ...]
 
@@ -48,7 +49,7 @@ _SESSION = " ".join(
         "plan_cache_mode": "force_generic_plan",
         # Each statement of a function must see what was committed while it waited.
         "default_transaction_isolation": r"read\ committed",
-        "application_name": "deployment-pipeline",
+        "application_name": f"deployment-pipeline/{VERSION}/{LEVEL}",
     }.items()
 )
 # An unanswered packet or a silent peer breaks a connection after about five seconds.

@@ -10,7 +10,6 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 
 import psycopg
@@ -19,6 +18,8 @@ from psycopg import sql
 from psycopg.rows import TupleRow
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import parse_uri
+
+from deployment_pipeline.release import VERSION
 
 SQL = Path(__file__).parent / "sql"
 CONNECT_TIMEOUT_SECONDS = 5
@@ -84,7 +85,7 @@ def migrate(database_url: str) -> None:
 def _install_functions(connection: Connection) -> None:
     texts = {path: path.read_text() for path in sorted((SQL / "functions").glob("*.sql"))}
     digest = hashlib.sha256("\0".join(texts.values()).encode()).hexdigest()
-    release = [int(number) for number in re.findall(r"\d+", metadata.version("deployment-pipeline"))[:3]]
+    release = [int(number) for number in re.findall(r"\d+", VERSION)[:3]]
     with connection.transaction():
         row = connection.execute(
             "SELECT functions FROM dp_installation"

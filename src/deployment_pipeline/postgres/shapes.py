@@ -21,7 +21,7 @@ class Shape(Generic[T]):
 
     columns: what another expression says, with {row} for the row.
     read: what is to be made of a column's value, if it is not NULL.
-    parts: what is another shape, of the same row or of one that `columns` is told.
+    parts: the last ones, which are shapes themselves, of the same row or of one that `columns` is told.
 
     A field with a default is left out unless it is a part.
     """
@@ -48,13 +48,13 @@ class Shape(Generic[T]):
     def read(self, values: Iterator[Any]) -> T | None:
         """Take this shape's columns off a row. None if the first of them is NULL."""
         own = list(islice(values, len(self._columns)))
-        parts = {name: part.read(values) for name, part in self._parts.items()}
+        own += [part.read(values) for part in self._parts.values()]
         if own[0] is None:
             return None
         for place, reader in self._read:
             if own[place] is not None:
                 own[place] = reader(own[place])
-        return self._kind(*own, **parts)
+        return self._kind(*own)
 
 
 class Column(Generic[T]):
