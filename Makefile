@@ -11,7 +11,7 @@ UV_VERSION := 0.13.9
 SEEDS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help run test proof bench bench-quick check lint types verify proto docs baseline lock reset clean
+.PHONY: help run test proof bench bench-quick check lint types verify proto docs baseline release lock reset clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -67,6 +67,12 @@ generate:
 
 baseline: $(READY) ## At a release: what later changes of the proto must stay compatible with
 	$(BIN)/buf build protos --exclude-source-info -o protos/baseline.binpb
+
+release: ## At a release: pack its code, which the next release's upgrade tests run beside their own
+	@test -z "$$(git status --porcelain src generated)" || { echo 'src and generated have changes that are not committed'; exit 1; }
+	rm -f tests/releases/*.tar.gz
+	version=$$(sed -n 's/^VERSION = "\(.*\)"/\1/p' src/deployment_pipeline/release.py) && \
+	git archive --format=tar HEAD src generated | gzip -n9 > tests/releases/$$version.tar.gz
 
 lock: $(READY) ## Write requirements*.lock anew from pyproject.toml
 	$(BIN)/pip install -q uv==$(UV_VERSION)

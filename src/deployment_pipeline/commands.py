@@ -24,6 +24,11 @@ _DIGEST_BYTES = 16
 class Command:
     request_id: Annotated[str, Rules.request_id] = ""
 
+    @property
+    def level(self) -> int:
+        """`release.LEVEL` of the first code that can read, and would refuse, what this command stores."""
+        return 1
+
     def check(self) -> None:
         """Raises InvalidFields with every field that breaks its rule."""
         kind: Any = type(self)
@@ -120,10 +125,6 @@ class Rollback(DeploymentCommand):
 
     redeploy_last_completed: Annotated[bool | None, Rules.true] = None
     redeploy_version: Annotated[str | None, Rules.version] = None
-
-    @property
-    def redeploys(self) -> bool:
-        return self.redeploy_last_completed is not None or self.redeploy_version is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,8 @@ MAX_REQUEST_ID_BYTES = 128
 MAX_LISTED = 16
 MAX_PAGE = 1000
 DEFAULT_PAGE = 50
+# Clients refuse messages beyond 4 MiB unless told otherwise; one more item must fit, too.
+MAX_PAGE_BYTES = 3 * 1024 * 1024
 MAX_PENDING = 1000
 DEFAULT_MAX_PENDING = 100
 MAX_NUMBER = 2**63 - 1

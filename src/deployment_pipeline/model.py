@@ -65,6 +65,7 @@ class Installation:
 
     id: str  # eight hex digits
     page_token_key: bytes  # signs page tokens
+    min_level: int  # what is stored may be of this release level or below
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ class Deployment:
     completed_at: datetime | None
     triggered_by: str
     reason: str
-    cause: CauseCode | None  # why it ended
+    cause: CauseCode | None  # why it ended other than by completion
     cause_message: str
     labels: Mapping[str, str]
     rollback_of: UUID | None
@@ -177,12 +178,20 @@ class HistoryFilter:
 
 
 @dataclass(frozen=True, slots=True)
-class Page(Generic[T]):
-    """Part of a list."""
+class Part(Generic[T]):
+    """Part of a list, as it was read."""
 
     items: Sequence[T]
-    more: bool
-    token_after: Callable[[T], str]  # where the list goes on, if this is the last item that is shown
+    next: str | int | None  # the position after which the list goes on; None: nowhere
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """Part of a list, as it is shown."""
+
+    items: Sequence[T]
+    next_token: str  # where the list goes on after all of them; empty: nowhere
+    token_after: Callable[[T], str]  # where it goes on after this one
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
-"""Every refusal that a caller can meet: one class each, with the facts, the text and the stable reason.
+"""Every refusal that a caller can get: one class each, with the facts, the text and the stable reason.
 
-The text is for a person at a terminal: what was refused, who is in the way, which call would succeed. How
-a refusal becomes a gRPC status is the edge's business (`status`).
+The text is for a person at a terminal: what was refused, what is in the way, which call would succeed. How a
+refusal becomes a gRPC status is the edge's business (`edge.answers`).
 """
 
 from collections.abc import Sequence
@@ -26,17 +26,17 @@ def by(owner: str) -> str:
 
 
 def until(expires_at: datetime | None) -> str:
-    return f"until {_text(expires_at)}" if expires_at else "without an end"
+    return f"until {_text(expires_at)}" if expires_at else "with no expiry"
 
 
 def busy_with(id: UUID, version: str, stage: str, since: datetime) -> str:
-    """Who holds a pipeline, where it is and since when."""
-    return f'deployment {id} of version "{version}", at stage "{stage}", holds it since {_text(since)}'
+    """Which deployment holds a pipeline, where it is and since when."""
+    return f'deployment {id} of version "{version}", at stage "{stage}", has held it since {_text(since)}'
 
 
 @dataclass(eq=False)
 class Refusal(Exception):
-    """Nothing was changed (`OutcomeUnknown` alone excepted), and the caller is told why."""
+    """Nothing was changed (except, maybe, by `OutcomeUnknown`), and the caller is told why."""
 
     reason: ClassVar[str]
 
@@ -78,7 +78,7 @@ class RequestIdReused(Refusal):
     def __str__(self) -> str:
         return (
             f'request_id "{self.request_id}" was already used in this pipeline for another request;'
-            " a repeat must be the same in every field, and another change needs a new one"
+            " a repeat must be the same in every field; use a new request_id for another change"
         )
 
 
@@ -137,7 +137,7 @@ class PipelineBusy(Refusal):
         return (
             f'pipeline "{self.pipeline}" is busy:'
             f" {busy_with(self.deployment_id, self.version, self.stage, self.since)};"
-            " trigger with on_busy QUEUE to wait behind it, or again when it has ended"
+            " trigger with on_busy QUEUE to wait behind it, or try again when it has ended"
             " (AdvanceStage, Rollback or CancelDeployment end it)"
         )
 
@@ -155,7 +155,7 @@ class PipelineLocked(Refusal):
 
     def __str__(self) -> str:
         return (
-            f'pipeline "{self.pipeline}" is locked{by(self.owner)} since {_text(self.since)},'
+            f'pipeline "{self.pipeline}" has been locked{by(self.owner)} since {_text(self.since)},'
             f" {until(self.expires_at)}: {self.lock_reason}; UnlockPipeline lifts the lock"
         )
 
@@ -176,7 +176,7 @@ class PipelineNotLocked(Refusal):
 
 @dataclass(eq=False)
 class QueueFull(Refusal):
-    """max_pending deployments wait already."""
+    """max_pending deployments are waiting already."""
 
     reason = "QUEUE_FULL"
     pipeline: str
@@ -189,8 +189,8 @@ class QueueFull(Refusal):
                 " trigger again when the active deployment has ended"
             )
         return (
-            f'all {self.max_pending} places in line of pipeline "{self.pipeline}" are taken; trigger again'
-            " when one has started, cancel one, or trigger with on_busy SUPERSEDE"
+            f'the queue of pipeline "{self.pipeline}" is full: {self.max_pending} deployments wait;'
+            " trigger again when one has started, cancel one, or trigger with on_busy SUPERSEDE"
         )
 
 
@@ -206,8 +206,8 @@ class NoKnownGood(Refusal):
     def __str__(self) -> str:
         return (
             f'no version other than "{self.version}" was ever completed on pipeline "{self.pipeline}", so'
-            f" there is none to go back to; nothing was changed: deployment {self.deployment_id} is still"
-            " IN_PROGRESS; roll it back without redeploy, or with redeploy_version"
+            f" there is none to go back to; deployment {self.deployment_id} is still IN_PROGRESS;"
+            " roll it back without redeploy, or with redeploy_version"
         )
 
 
@@ -237,14 +237,14 @@ class DeploymentEnded(Refusal):
 
     def __str__(self) -> str:
         return (
-            f"deployment {self.deployment_id} is {self.status}, for good, since {_text(self.ended_at)};"
+            f"deployment {self.deployment_id} is {self.status}: it ended at {_text(self.ended_at)};"
             " TriggerDeployment starts another one"
         )
 
 
 @dataclass(eq=False)
 class StageMismatch(Refusal):
-    """expected_stage is not where the deployment is: it was advanced meanwhile, or the caller erred."""
+    """expected_stage is not where the deployment is: it was advanced meanwhile, or the caller is mistaken."""
 
     reason = "STAGE_MISMATCH"
     deployment_id: UUID
@@ -270,7 +270,23 @@ class RevisionMismatch(Refusal):
     def __str__(self) -> str:
         return (
             f'pipeline "{self.pipeline}" is at revision {self.current_revision},'
-            f" not at {self.expected_revision}; read it with GetPipeline and decide anew"
+            f" not at {self.expected_revision}; read it with GetPipeline and decide again"
+        )
+
+
+@dataclass(eq=False)
+class UpgradeNotFinished(Refusal):
+    """Replicas of the release before may still run. They could not read this, or would not refuse it."""
+
+    reason = "UPGRADE_NOT_FINISHED"
+    level: int
+    finished_level: int
+
+    def __str__(self) -> str:
+        return (
+            f"this needs an upgrade that is not finished: it is of level {self.level}, and replicas of level"
+            f" {self.finished_level} may still run; nothing was changed; when the last of them has been"
+            " replaced, an operator runs `deployment-pipeline migrate --finish`"
         )
 
 

@@ -68,9 +68,13 @@ async def test_events_tell_what_happened_and_why(client: Client, pipeline: str) 
     await client.call("Rollback", deployment_id=first.id, reason="on fire")
     await advance(client, third.id, 3)
     listed = await client.call("ListEvents", pipeline_name=pipeline)
-    none, pending, in_progress = 0, Status.PENDING, Status.IN_PROGRESS
+    none, pending, in_progress = None, Status.PENDING, Status.IN_PROGRESS
     told = [
-        (e.event_no, e.type, e.deployment_id, e.stage, e.from_status, e.to_status, e.reason, e.request_id)
+        (
+            *(e.event_no, e.type, e.deployment_id, e.stage),
+            *(getattr(e, field) if e.HasField(field) else none for field in ("from_status", "to_status")),
+            *(e.reason, e.request_id),
+        )
         for e in listed.events
     ]
     assert told == [
@@ -91,7 +95,7 @@ async def test_events_tell_what_happened_and_why(client: Client, pipeline: str) 
     ]
     assert third.id in told[3][6]
     assert listed.events[9].created_at == listed.events[10].created_at
-    assert not listed.more
+    assert not listed.next_page_token
     of_one = await client.call("ListEvents", deployment_id=third.id)
     assert [event.event_no for event in of_one.events] == [5, 11, 12, 13, 14]
 
@@ -99,23 +103,27 @@ async def test_events_tell_what_happened_and_why(client: Client, pipeline: str) 
 async def test_events_come_page_by_page(client: Client, pipeline: str) -> None:
     id = (await trigger(client, pipeline, "1")).id
     await advance(client, id, 3)
-    numbers, more, after = [], True, 0
-    while more:
-        page = await client.call("ListEvents", pipeline_name=pipeline, after_event_no=after, limit=2)
+    numbers, token = [], ""
+    while True:
+        page = await client.call("ListEvents", pipeline_name=pipeline, page_size=2, page_token=token)
         numbers += [event.event_no for event in page.events]
-        more, after = page.more, numbers[-1]
+        if not (token := page.next_page_token):
+            break
     assert numbers == [1, 2, 3, 4, 5]
+    later = await client.call("ListEvents", pipeline_name=pipeline, after_event_no=3)
+    assert [event.event_no for event in later.events] == [4, 5]
     nothing_new = await client.call("ListEvents", pipeline_name=pipeline, after_event_no=5)
-    assert (len(nothing_new.events), nothing_new.more) == (0, False)
+    assert (len(nothing_new.events), nothing_new.next_page_token) == (0, "")
 
 
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
         ({}, "INVALID_FIELD"),
-        ({"pipeline_name": "a", "deployment_id": "0199f6a2-7f2c-7bd0-8a55-1c2d3e4f5a6b"}, "INVALID_FIELD"),
         ({"pipeline_name": "a", "after_event_no": -1}, "INVALID_FIELD"),
-        ({"pipeline_name": "a", "limit": 1001}, "INVALID_FIELD"),
+        ({"pipeline_name": "a", "page_size": 1001}, "INVALID_FIELD"),
+        ({"pipeline_name": "a", "page_token": "x"}, "INVALID_FIELD"),
+        ({"deployment_id": ""}, "INVALID_FIELD"),
         ({"pipeline_name": "no-such-pipeline"}, "PIPELINE_NOT_FOUND"),
         ({"deployment_id": "0199f6a2-7f2c-7bd0-8a55-1c2d3e4f5a6b"}, "DEPLOYMENT_NOT_FOUND"),
     ],

@@ -217,7 +217,7 @@ async def test_outcome_unknown(settings: Settings, client: Client, pipeline: str
         assert (repeated.id, repeated.replayed) == (stored.id, True)
 
 
-async def test_overloaded(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_overloaded(settings: Settings, pipeline: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deployment_pipeline.postgres.connections.MAX_WAITING", 1)
     async with (
         postgres_proxy(settings.database_url) as (proxy, url),
@@ -226,7 +226,8 @@ async def test_overloaded(settings: Settings, monkeypatch: pytest.MonkeyPatch) -
     ):
         there = TypedClient(channel)
         proxy.reset(free=0)
-        calls = [asyncio.create_task(there.call("ListPipelines", page_size=1)) for _ in range(5)]
+        fields: dict[str, Any] = {"name": pipeline, "stages": ["build", "test", "deploy"]}  # it is there
+        calls = [asyncio.create_task(there.call("CreatePipeline", **fields)) for _ in range(5)]
         done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
         refused = await refusal(done.pop())
         assert (refused.code, refused.reason) == (StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")

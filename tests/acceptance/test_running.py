@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
+from deployment_pipeline.release import VERSION
 from support.clients import SERVICE, Client, Refused, TypedClient
 from support.processes import all_gone, children, gone
 from support.servers import Server, server
@@ -163,7 +163,7 @@ def test_broken_settings_are_reported_all_at_once() -> None:
 def test_config_and_migrate_and_version_do_one_thing_each(stores: Stores) -> None:
     migrated = run("migrate", DP_DATABASE_URL=stores.database_url)
     assert (migrated.returncode, migrated.stderr) == (0, "")
-    assert run("--version").stdout.strip() == version("deployment-pipeline")
+    assert run("--version").stdout.strip() == VERSION
 
 
 def test_missing_stores_are_reported() -> None:

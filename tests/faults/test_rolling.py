@@ -1,15 +1,20 @@
-"""Replicas are replaced one by one under load, and a client with the published config loses no call."""
+"""Replicas are replaced one by one under load, and a client with the published config loses no call.
+
+By others of this release, and by those of the release before and back.
+"""
 
 import asyncio
 import json
 import re
 import socket
 import time
+from pathlib import Path
 
 import grpc
 import pytest
 
 from support.clients import Refused, TypedClient
+from support.releases import unpack
 from support.servers import server
 from support.stores import ROOT, Stores
 
@@ -32,13 +37,18 @@ def two_ports() -> list[int]:
 
 
 @pytest.mark.proof
-async def test_a_client_with_the_published_config_notices_nothing(stores: Stores, pipeline: str) -> None:
+@pytest.mark.parametrize("upgrade", [False, True])
+async def test_a_client_with_the_published_config_notices_nothing(
+    stores: Stores, pipeline: str, upgrade: bool, tmp_path: Path
+) -> None:
+    before = unpack(tmp_path) if upgrade else {}
     ports = two_ports()
     options = [("grpc.service_config", published_config())]
     target = "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports)
     settings = [
         {"DP_LISTEN": f"127.0.0.1:{port}", "DP_DRAIN_MS": "1000", "DP_LOG_LEVEL": "error"} for port in ports
     ]
+    own = {"DP_DATABASE_URL": stores.database_url, "DP_REDIS_URL": stores.redis_url}
     failed: list[Refused] = []
     calls, over = 0, False
     with server(stores, settings[0]) as one, server(stores, settings[1]) as other:
@@ -63,6 +73,8 @@ async def test_a_client_with_the_published_config_notices_nothing(stores: Stores
             callers = [asyncio.create_task(caller(number)) for number in range(CALLERS)]
             for stop in range(STOPS):
                 replica = (one, other)[stop % 2]
+                # The first two stops end in the release before, and the last two in this one again.
+                replica.settings = {**settings[stop % 2], **own, **(before if stop < STOPS / 2 else {})}
                 started = time.monotonic()
                 assert await asyncio.to_thread(replica.stop) == 0
                 assert time.monotonic() - started < 15

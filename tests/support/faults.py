@@ -32,7 +32,10 @@ from support.redis_faults import (
     redis_out_of_memory,
     redis_slow,
 )
-from support.rig import Rig
+from support.releases import unpack
+from support.rig import FaultyServer, Rig
+from support.servers import Server
+from support.stores import scratch_folder
 
 Inject = Callable[[Rig, random.Random], Awaitable[int]]
 
@@ -81,6 +84,23 @@ async def replicas_rolled(rig: Rig, rng: random.Random) -> int:
         await asyncio.to_thread(server.start)
         await rig.connect()
     return len(rig.servers)
+
+
+async def releases_rolled(rig: Rig, rng: random.Random) -> int:
+    """One after the other becomes the release before, and then this one again: both run side by side."""
+    with scratch_folder() as folder:
+        before = unpack(folder)
+        this = rig.servers[0].settings
+        for settings in ({**this, **before}, this):
+            for server in rig.servers:
+                await asyncio.to_thread(server.stop)
+                server.settings = settings
+                # The release before knows nothing of these tests' failpoints.
+                server.program = (FaultyServer if settings is this else Server).program
+                await asyncio.to_thread(server.start)
+                await rig.connect()
+                await asyncio.sleep(0.3)
+    return 2 * len(rig.servers)
 
 
 async def replica_killed(rig: Rig, rng: random.Random) -> int:
@@ -145,6 +165,12 @@ FAULTS = [
     Fault("service stopped before the tombstone", partial(at, "end.before_redis", "stop")),
     Fault("service killed", replica_killed),
     Fault("replicas rolled under load", replicas_rolled),
+    Fault(
+        "two releases side by side, rolled forth and back",
+        releases_rolled,
+        quick=True,
+        callers=lambda rng: {"seconds": 6.0},
+    ),
     Fault("redis refuses connections", redis_away, redis_sound=False),
     Fault("redis slow by 2 s", redis_slow, redis_sound=False),
     Fault("redis a black hole", redis_black_hole, redis_sound=False),

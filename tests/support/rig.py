@@ -37,7 +37,7 @@ L1_SECONDS = LEASE_MS / 1000 + 1.0 + 4.0
 
 
 class FaultyServer(Server):
-    program = ("-m", "support.faulty_server")
+    program: tuple[str, ...] = ("-m", "support.faulty_server")
 
 
 @dataclass

@@ -40,6 +40,8 @@ LARGEST: dict[str, Any] = {
     "revision": 2**63 - 1,
     "expected_revision": 2**63 - 1,
     "current_revision": 2**63 - 1,
+    "level": 999,
+    "finished_level": 998,
     "subject": f"deployment {UUID(int=1)}",
 }
 

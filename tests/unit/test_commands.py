@@ -14,7 +14,9 @@ from deployment_pipeline.commands import (
     CancelDeployment,
     Command,
     CreatePipeline,
+    DeploymentCommand,
     LockPipeline,
+    PipelineCommand,
     Rollback,
     TriggerDeployment,
     UnlockPipeline,
@@ -54,7 +56,7 @@ def test_the_list_of_stored_digests_is_complete() -> None:
     changes = {
         value
         for _, value in inspect.getmembers(commands, inspect.isclass)
-        if issubclass(value, Command) and not value.__subclasses__()
+        if issubclass(value, Command) and value not in (Command, PipelineCommand, DeploymentCommand)
     }
     assert {type(command) for command, _ in STORED} == changes
 

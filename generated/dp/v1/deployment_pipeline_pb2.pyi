@@ -3,29 +3,41 @@
 isort:skip_file
 The deployment pipeline service: one deployment at a time per pipeline, stage by stage.
 
-This file is the reference manual. It imports well-known types only, so a client in any language
-compiles it alone.
+This file is the reference manual. It imports well-known types only, so a client in any language can be
+generated from it alone.
 
-Rules that hold for every call
+What holds for every call
 
-* A refusal is a gRPC status, never a flag in an OK answer. Its details hold a google.rpc.ErrorInfo
-  with domain "dp.v1", a stable reason (named below as CODE/REASON) and the facts as metadata. The
-  status message says the same for a person.
-* Every call that changes something takes a request_id. The change and its request_id are stored in
-  one commit; the same request sent again changes nothing and answers with the current snapshot and
-  the trailing metadata "dp-replayed: true", for as long as the history is kept. The same request_id
-  with another request is refused: INVALID_ARGUMENT/REQUEST_ID_REUSED. A refusal is not stored: the
-  same request_id may succeed later.
+* A refusal is a gRPC status, never a flag in an OK answer. Its details hold a google.rpc.ErrorInfo with
+  domain "dp.v1", a stable reason (written below as CODE/REASON) and the facts as metadata. The status
+  message says the same in words.
+* A call without a deadline gets 10 seconds, and no call gets more.
+* Every call that changes something takes a request_id, which the caller makes up and which is unique
+  within the pipeline. The change and its request_id are stored in one commit. If the same request is sent
+  again, nothing changes: the answer is the current snapshot, with trailing metadata "dp-replayed: true",
+  for as long as the history is kept. A different request with the same request_id is refused. A refusal is
+  not stored, so the same request_id may succeed later.
 * Any call may end with
-  INVALID_ARGUMENT/INVALID_FIELD (every broken field at once, in google.rpc.BadRequest),
+  INVALID_ARGUMENT/INVALID_FIELD (google.rpc.BadRequest lists every broken field, or as many as fit and how
+  many more there are),
   RESOURCE_EXHAUSTED/OVERLOADED (nothing happened; google.rpc.RetryInfo says when to try again),
-  UNAVAILABLE/STORE_UNAVAILABLE or UNAVAILABLE/SHUTTING_DOWN (nothing happened; RetryInfo),
+  UNAVAILABLE/STORE_UNAVAILABLE or UNAVAILABLE/SHUTTING_DOWN (nothing happened; RetryInfo as above), or
+  INTERNAL/INTERNAL (a bug; the message holds an id that is in the server's log).
+* A call that changes something may also end with
+  INVALID_ARGUMENT/REQUEST_ID_REUSED (the request_id belongs to a different request),
+  FAILED_PRECONDITION/UPGRADE_NOT_FINISHED (replicas of the previous release, which may still be running,
+  could not read or enforce what the change asks for, so it is refused until an operator has run
+  `deployment-pipeline migrate --finish`; nothing happened), or
   UNKNOWN/OUTCOME_UNKNOWN (the change may or may not have been made: send it again with the same
-  request_id), or INTERNAL/INTERNAL (a bug; the message holds an id that is in the server's log).
-* Text is UTF-8 without control characters; where it may have several lines, newline and tab are
-  allowed. Names of pipelines and stages match ^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$.
-* Times are UTC, from the database's clock. A request larger than 1 MiB is refused by the transport:
-  RESOURCE_EXHAUSTED without details. A page ends at 3 MiB even if it holds fewer items than asked for.
+  request_id).
+* Names of pipelines and stages match ^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$. Descriptions and reasons may
+  contain newlines and tabs, but no other control characters and none that change the direction of text.
+  Versions, labels, owners and request_ids contain printable characters only.
+* A list comes in pages. For the next one, send next_page_token as page_token, with the same filters; the
+  page size may change. A page ends at 3 MiB even if more items were asked for, so only an empty
+  next_page_token marks the end.
+* Times are UTC, from the database's clock.
+* A request larger than 1 MiB is refused by the transport: RESOURCE_EXHAUSTED without details.
 """
 
 from collections import abc as _abc
@@ -48,8 +60,6 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Pipeline(_message.Message):
-    """A pipeline's definition."""
-
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -82,32 +92,27 @@ class Pipeline(_message.Message):
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     LOCK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The name; never changes."""
+    """Never changes."""
     description: _builtins.str
-    """Free text for people; may be empty."""
     max_pending: _builtins.int
-    """How many deployments may wait as PENDING at most."""
+    """How many deployments may be PENDING at the same time."""
     revision: _builtins.int
-    """1 when created, raised by one by every change of the definition."""
+    """1 at first, and one more with every change of the definition. Locks do not count."""
     @_builtins.property
     def stages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The stages, in the order in which deployments pass them."""
+        """In the order in which deployments pass through them."""
 
     @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Key-value pairs for tools."""
-
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
-    def created_at(self) -> _timestamp_pb2.Timestamp:
-        """When it was created."""
-
+    def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
-        """When its definition was last changed."""
+        """When the definition was last changed."""
 
     @_builtins.property
     def lock(self) -> Global___Lock:
-        """The lock that stands; absent if none does."""
+        """Absent unless the pipeline is locked."""
 
     def __init__(
         self,
@@ -132,8 +137,6 @@ Global___Pipeline: _TypeAlias = Pipeline  # noqa: Y015
 
 @_typing.final
 class Lock(_message.Message):
-    """Why and by whom a pipeline is frozen."""
-
     DESCRIPTOR: _descriptor.Descriptor
 
     OWNER_FIELD_NUMBER: _builtins.int
@@ -141,16 +144,12 @@ class Lock(_message.Message):
     LOCKED_AT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     owner: _builtins.str
-    """Who locked it, as given; may be empty."""
     reason: _builtins.str
-    """Why, as given."""
     @_builtins.property
-    def locked_at(self) -> _timestamp_pb2.Timestamp:
-        """Since when."""
-
+    def locked_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
-        """When it ends by itself; absent if it does not."""
+        """Absent if the lock has no expiry."""
 
     def __init__(
         self,
@@ -178,14 +177,13 @@ class StageRun(_message.Message):
     ENTERED_AT_FIELD_NUMBER: _builtins.int
     LEFT_AT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The stage's name."""
     @_builtins.property
     def entered_at(self) -> _timestamp_pb2.Timestamp:
-        """When the deployment entered it; absent until then."""
+        """Absent until the deployment enters the stage."""
 
     @_builtins.property
     def left_at(self) -> _timestamp_pb2.Timestamp:
-        """When the deployment left it: advanced, or ended in it; absent until then."""
+        """When the deployment advanced from the stage, or ended in it. Absent until then."""
 
     def __init__(
         self,
@@ -204,7 +202,7 @@ Global___StageRun: _TypeAlias = StageRun  # noqa: Y015
 
 @_typing.final
 class Cause(_message.Message):
-    """Why a deployment ended other than by completion, or what it waits for."""
+    """Why a deployment ended other than by completion, or why it is still PENDING."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -215,49 +213,48 @@ class Cause(_message.Message):
     class _CodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Cause._Code.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         CODE_UNSPECIFIED: Cause._Code.ValueType  # 0
-        """Never sent."""
+        """Sent only for a value that a newer release wrote and this one does not know."""
         CANCELLED: Cause._Code.ValueType  # 1
-        """Ended: CancelDeployment was called."""
+        """By CancelDeployment."""
         ROLLED_BACK: Cause._Code.ValueType  # 2
-        """Ended: Rollback was called."""
+        """By Rollback."""
         SUPERSEDED: Cause._Code.ValueType  # 3
-        """Ended: a newer trigger with on_busy = SUPERSEDE took its place in line; superseded_by names it."""
+        """A newer trigger with on_busy = SUPERSEDE took its place in the queue; superseded_by names it."""
         BUSY: Cause._Code.ValueType  # 4
-        """Waits: another deployment is IN_PROGRESS."""
+        """Another deployment is IN_PROGRESS."""
         LOCKED: Cause._Code.ValueType  # 5
-        """Waits: the pipeline is locked, and nothing is IN_PROGRESS."""
+        """The pipeline is locked, and nothing is IN_PROGRESS."""
         NOT_RESUMED: Cause._Code.ValueType  # 6
-        """Waits: nothing is IN_PROGRESS and no lock stands any more, but nobody has resumed the line. The next
+        """The lock is gone and nothing is IN_PROGRESS, but nobody has resumed the queue yet. The next
         TriggerDeployment on the pipeline does, or UnlockPipeline with start_next.
         """
 
     class Code(_Code, metaclass=_CodeEnumTypeWrapper):
-        """The kinds of causes."""
+        """The first three are why a deployment ended, the others why one is PENDING."""
 
     CODE_UNSPECIFIED: Cause.Code.ValueType  # 0
-    """Never sent."""
+    """Sent only for a value that a newer release wrote and this one does not know."""
     CANCELLED: Cause.Code.ValueType  # 1
-    """Ended: CancelDeployment was called."""
+    """By CancelDeployment."""
     ROLLED_BACK: Cause.Code.ValueType  # 2
-    """Ended: Rollback was called."""
+    """By Rollback."""
     SUPERSEDED: Cause.Code.ValueType  # 3
-    """Ended: a newer trigger with on_busy = SUPERSEDE took its place in line; superseded_by names it."""
+    """A newer trigger with on_busy = SUPERSEDE took its place in the queue; superseded_by names it."""
     BUSY: Cause.Code.ValueType  # 4
-    """Waits: another deployment is IN_PROGRESS."""
+    """Another deployment is IN_PROGRESS."""
     LOCKED: Cause.Code.ValueType  # 5
-    """Waits: the pipeline is locked, and nothing is IN_PROGRESS."""
+    """The pipeline is locked, and nothing is IN_PROGRESS."""
     NOT_RESUMED: Cause.Code.ValueType  # 6
-    """Waits: nothing is IN_PROGRESS and no lock stands any more, but nobody has resumed the line. The next
+    """The lock is gone and nothing is IN_PROGRESS, but nobody has resumed the queue yet. The next
     TriggerDeployment on the pipeline does, or UnlockPipeline with start_next.
     """
 
     CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     code: Global___Cause.Code.ValueType
-    """Which kind."""
     message: _builtins.str
-    """For people. Ended: the reason that the caller gave, as given, may be empty; of a superseded one, by whom.
-    Waits: who is in the way and since when, and what starts it.
+    """For people. If it ended: the reason that the caller gave, if any; if it was superseded, by which
+    deployment. If it is PENDING: what is in the way and since when, or what would start it.
     """
     def __init__(
         self,
@@ -275,8 +272,8 @@ Global___Cause: _TypeAlias = Cause  # noqa: Y015
 
 @_typing.final
 class DeploymentStatus(_message.Message):
-    """One deployment: a snapshot of one run of a version through a pipeline. It is the answer to every call
-    about a deployment.
+    """A snapshot of one deployment, that is of one run of a version through a pipeline. It is the answer to every
+    call about a deployment.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -288,33 +285,31 @@ class DeploymentStatus(_message.Message):
     class _StatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[DeploymentStatus._Status.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         STATUS_UNSPECIFIED: DeploymentStatus._Status.ValueType  # 0
-        """Never sent."""
+        """Sent only for a value that a newer release wrote and this one does not know."""
         PENDING: DeploymentStatus._Status.ValueType  # 1
-        """It waits for its turn."""
+        """It is in the queue."""
         IN_PROGRESS: DeploymentStatus._Status.ValueType  # 2
-        """It holds the pipeline and is at current_stage."""
+        """It is at current_stage, and no other deployment of the pipeline can start."""
         COMPLETED: DeploymentStatus._Status.ValueType  # 3
         """It passed its last stage."""
         ROLLED_BACK: DeploymentStatus._Status.ValueType  # 4
-        """Rollback ended it."""
         CANCELLED: DeploymentStatus._Status.ValueType  # 5
-        """It was cancelled."""
+        """By CancelDeployment, or because another deployment took its place in the queue; cause says which."""
 
     class Status(_Status, metaclass=_StatusEnumTypeWrapper):
-        """Where a deployment stands. COMPLETED, ROLLED_BACK and CANCELLED are final."""
+        """COMPLETED, ROLLED_BACK and CANCELLED are final."""
 
     STATUS_UNSPECIFIED: DeploymentStatus.Status.ValueType  # 0
-    """Never sent."""
+    """Sent only for a value that a newer release wrote and this one does not know."""
     PENDING: DeploymentStatus.Status.ValueType  # 1
-    """It waits for its turn."""
+    """It is in the queue."""
     IN_PROGRESS: DeploymentStatus.Status.ValueType  # 2
-    """It holds the pipeline and is at current_stage."""
+    """It is at current_stage, and no other deployment of the pipeline can start."""
     COMPLETED: DeploymentStatus.Status.ValueType  # 3
     """It passed its last stage."""
     ROLLED_BACK: DeploymentStatus.Status.ValueType  # 4
-    """Rollback ended it."""
     CANCELLED: DeploymentStatus.Status.ValueType  # 5
-    """It was cancelled."""
+    """By CancelDeployment, or because another deployment took its place in the queue; cause says which."""
 
     @_typing.final
     class LabelsEntry(_message.Message):
@@ -357,40 +352,38 @@ class DeploymentStatus(_message.Message):
     SUPERSEDED_BY_FIELD_NUMBER: _builtins.int
     QUEUE_POSITION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """A UUID. Derived from the pipeline and the request_id when one was sent, else ordered by time."""
+    """A UUID. Derived from the pipeline and the request_id if there was one, so that a retry gets the same id;
+    for a redeployment, from the id of the deployment that was rolled back. Otherwise ordered by time.
+    """
     pipeline_name: _builtins.str
-    """The pipeline."""
     version: _builtins.str
-    """What is being deployed, as given."""
     current_stage: _builtins.str
-    """The stage it is at; the last stage it reached once it has ended; empty if it never started."""
+    """Once the deployment has ended: the last stage it reached. Empty if it never started."""
     status: Global___DeploymentStatus.Status.ValueType
-    """Where it stands."""
     seq: _builtins.int
     """1, 2, 3 ... within the pipeline, without a gap: the order of the triggers."""
     stage_index: _builtins.int
-    """The position of current_stage in stages, from 0; absent if it never started."""
+    """The position of current_stage in stages, from 0. Absent if it never started."""
     total_stages: _builtins.int
-    """The number of stages."""
     triggered_by: _builtins.str
-    """Who triggered it, from authentication; empty while the service has none."""
+    """Taken from authentication, never from a request. Empty as long as the service has no authentication."""
     reason: _builtins.str
-    """The reason given with the trigger, or with the rollback that triggered it; may be empty."""
+    """As given with the trigger or, for a redeployment, with the rollback."""
     rollback_of: _builtins.str
-    """The deployment whose rollback triggered this one; empty if none did."""
+    """The deployment whose rollback started this one; empty if none did."""
     redeployed_by: _builtins.str
-    """The deployment that the rollback of this one triggered; empty if none."""
+    """The deployment that the rollback of this one started; empty if there is none."""
     superseded_by: _builtins.str
     """The newer deployment that took this one's place in the queue; empty if none did."""
     queue_position: _builtins.int
-    """1 for the next to start; absent unless PENDING."""
+    """1 for the next one to start. Absent unless PENDING."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
-        """When it entered its first stage; absent if it never did."""
+        """When it entered its first stage. Absent until then."""
 
     @_builtins.property
     def completed_at(self) -> _timestamp_pb2.Timestamp:
-        """When it ended (COMPLETED, ROLLED_BACK or CANCELLED); absent until then."""
+        """When it ended, whether as COMPLETED, ROLLED_BACK or CANCELLED. Absent until then."""
 
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
@@ -398,15 +391,15 @@ class DeploymentStatus(_message.Message):
 
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageRun]:
-        """The pipeline's stages at the time of the trigger, with the times this deployment passed them."""
+        """The pipeline's stages at the time of the trigger; later changes of the pipeline do not affect them."""
 
     @_builtins.property
     def cause(self) -> Global___Cause:
-        """Why it ended, or what it waits for; absent while it is IN_PROGRESS, and if it was completed."""
+        """Absent while it is IN_PROGRESS and once it is COMPLETED."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """The labels given with the trigger."""
+        """As given with the trigger. A redeployment has none."""
 
     def __init__(
         self,
@@ -449,8 +442,6 @@ Global___DeploymentStatus: _TypeAlias = DeploymentStatus  # noqa: Y015
 
 @_typing.final
 class CreatePipelineRequest(_message.Message):
-    """Defines a pipeline."""
-
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -480,16 +471,16 @@ class CreatePipelineRequest(_message.Message):
     MAX_PENDING_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Required. The pipeline's name."""
+    """Required."""
     description: _builtins.str
-    """Up to 4 KiB, several lines allowed."""
+    """Up to 4 KiB."""
     max_pending: _builtins.int
-    """How many deployments may wait, 0 to 1000. Absent: 100."""
+    """How many deployments may be PENDING at the same time, 0 to 1000. Absent: 100."""
     request_id: _builtins.str
-    """Makes a repeat of this call harmless: up to 128 bytes, unique within the pipeline."""
+    """Makes it safe to send this call again. Up to 128 bytes."""
     @_builtins.property
     def stages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Required. 1 to 100 stages, without a duplicate."""
+        """Required. 1 to 100 different stages."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -517,13 +508,11 @@ Global___CreatePipelineRequest: _TypeAlias = CreatePipelineRequest  # noqa: Y015
 
 @_typing.final
 class GetPipelineRequest(_message.Message):
-    """Names a pipeline."""
-
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Required. The pipeline's name."""
+    """Required."""
     def __init__(
         self,
         *,
@@ -539,8 +528,6 @@ Global___GetPipelineRequest: _TypeAlias = GetPipelineRequest  # noqa: Y015
 
 @_typing.final
 class ListPipelinesRequest(_message.Message):
-    """Asks for a page of pipelines."""
-
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
@@ -548,7 +535,7 @@ class ListPipelinesRequest(_message.Message):
     page_size: _builtins.int
     """1 to 1000. 0: 50."""
     page_token: _builtins.str
-    """The next_page_token of the page before. Empty: the first page."""
+    """The next_page_token of the previous page. Empty: the first page."""
     def __init__(
         self,
         *,
@@ -565,8 +552,6 @@ Global___ListPipelinesRequest: _TypeAlias = ListPipelinesRequest  # noqa: Y015
 
 @_typing.final
 class ListPipelinesResponse(_message.Message):
-    """A page of pipelines."""
-
     DESCRIPTOR: _descriptor.Descriptor
 
     PIPELINES_FIELD_NUMBER: _builtins.int
@@ -575,7 +560,7 @@ class ListPipelinesResponse(_message.Message):
     """Empty on the last page."""
     @_builtins.property
     def pipelines(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pipeline]:
-        """In the order of their names (by byte)."""
+        """Ordered by name, byte by byte."""
 
     def __init__(
         self,
@@ -593,8 +578,6 @@ Global___ListPipelinesResponse: _TypeAlias = ListPipelinesResponse  # noqa: Y015
 
 @_typing.final
 class UpdatePipelineRequest(_message.Message):
-    """Changes fields of a pipeline's definition."""
-
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -626,15 +609,15 @@ class UpdatePipelineRequest(_message.Message):
     EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Required. The pipeline's name."""
+    """Required."""
     description: _builtins.str
     """As in CreatePipelineRequest."""
     max_pending: _builtins.int
     """As in CreatePipelineRequest."""
     expected_revision: _builtins.int
-    """The revision that the caller believes is current; another one is refused. 0: any."""
+    """The revision that the caller believes is current; if it is not, the call is refused. 0: any."""
     request_id: _builtins.str
-    """Makes a repeat of this call harmless: up to 128 bytes, unique within the pipeline."""
+    """Makes it safe to send this call again. Up to 128 bytes."""
     @_builtins.property
     def stages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """As in CreatePipelineRequest."""
@@ -645,8 +628,9 @@ class UpdatePipelineRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """The fields to change: any of "stages", "description", "labels", "max_pending", or "*" for all four.
-        Absent: those that are not empty here.
+        """The fields to change: any of "stages", "description", "labels" and "max_pending", or "*" for all four.
+        Absent: the fields that are set above. In JSON a field mask is one string of lowerCamelCase paths, like
+        "stages,maxPending"; not every JSON tool takes "*".
         """
 
     def __init__(
@@ -673,8 +657,6 @@ Global___UpdatePipelineRequest: _TypeAlias = UpdatePipelineRequest  # noqa: Y015
 
 @_typing.final
 class TriggerDeploymentRequest(_message.Message):
-    """Triggers a deployment."""
-
     DESCRIPTOR: _descriptor.Descriptor
 
     class _OnBusy:
@@ -688,21 +670,21 @@ class TriggerDeploymentRequest(_message.Message):
         REJECT: TriggerDeploymentRequest._OnBusy.ValueType  # 1
         """Refuse this trigger."""
         QUEUE: TriggerDeploymentRequest._OnBusy.ValueType  # 2
-        """Wait behind it, and behind those that wait already."""
+        """Wait at the end of the queue."""
         SUPERSEDE: TriggerDeploymentRequest._OnBusy.ValueType  # 3
-        """Wait behind it, in the place of all that wait already: those become CANCELLED, cause SUPERSEDED."""
+        """Wait in place of everything in the queue: those deployments become CANCELLED, with cause SUPERSEDED."""
 
     class OnBusy(_OnBusy, metaclass=_OnBusyEnumTypeWrapper):
-        """What to do when another deployment is IN_PROGRESS."""
+        """What to do if another deployment is IN_PROGRESS."""
 
     ON_BUSY_UNSPECIFIED: TriggerDeploymentRequest.OnBusy.ValueType  # 0
     """As REJECT."""
     REJECT: TriggerDeploymentRequest.OnBusy.ValueType  # 1
     """Refuse this trigger."""
     QUEUE: TriggerDeploymentRequest.OnBusy.ValueType  # 2
-    """Wait behind it, and behind those that wait already."""
+    """Wait at the end of the queue."""
     SUPERSEDE: TriggerDeploymentRequest.OnBusy.ValueType  # 3
-    """Wait behind it, in the place of all that wait already: those become CANCELLED, cause SUPERSEDED."""
+    """Wait in place of everything in the queue: those deployments become CANCELLED, with cause SUPERSEDED."""
 
     @_typing.final
     class LabelsEntry(_message.Message):
@@ -731,15 +713,14 @@ class TriggerDeploymentRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     pipeline_name: _builtins.str
-    """Required. The pipeline."""
+    """Required."""
     version: _builtins.str
     """Required. 1 to 256 printable characters."""
     on_busy: Global___TriggerDeploymentRequest.OnBusy.ValueType
-    """What to do when the pipeline is busy."""
     reason: _builtins.str
-    """Why, for people: up to 4 KiB, several lines allowed."""
+    """Up to 4 KiB."""
     request_id: _builtins.str
-    """Makes a repeat of this call harmless: up to 128 bytes, unique within the pipeline."""
+    """Makes it safe to send this call again. Up to 128 bytes."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Up to 64; keys of 1 to 63 characters, values of up to 256."""
@@ -764,13 +745,11 @@ Global___TriggerDeploymentRequest: _TypeAlias = TriggerDeploymentRequest  # noqa
 
 @_typing.final
 class GetDeploymentStatusRequest(_message.Message):
-    """Names a deployment."""
-
     DESCRIPTOR: _descriptor.Descriptor
 
     DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
     deployment_id: _builtins.str
-    """Required. The deployment's id."""
+    """Required."""
     def __init__(
         self,
         *,
@@ -786,8 +765,6 @@ Global___GetDeploymentStatusRequest: _TypeAlias = GetDeploymentStatusRequest  # 
 
 @_typing.final
 class AdvanceStageRequest(_message.Message):
-    """Moves a deployment to its next stage."""
-
     DESCRIPTOR: _descriptor.Descriptor
 
     DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
@@ -795,13 +772,13 @@ class AdvanceStageRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     deployment_id: _builtins.str
-    """Required. The deployment's id."""
+    """Required."""
     expected_stage: _builtins.str
-    """The stage that the caller believes is current; another one is refused. Empty: any."""
+    """The stage that the caller believes is current; if it is not, the call is refused. Empty: any."""
     reason: _builtins.str
-    """Why, for people: up to 4 KiB, several lines allowed."""
+    """Up to 4 KiB."""
     request_id: _builtins.str
-    """Makes a repeat of this call harmless: up to 128 bytes, unique within the pipeline."""
+    """Makes it safe to send this call again. Up to 128 bytes."""
     def __init__(
         self,
         *,
@@ -820,8 +797,6 @@ Global___AdvanceStageRequest: _TypeAlias = AdvanceStageRequest  # noqa: Y015
 
 @_typing.final
 class RollbackRequest(_message.Message):
-    """Rolls a deployment back."""
-
     DESCRIPTOR: _descriptor.Descriptor
 
     DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
@@ -830,17 +805,17 @@ class RollbackRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     deployment_id: _builtins.str
-    """Required. The deployment's id."""
+    """Required."""
     redeploy_last_completed: _builtins.bool
-    """True: the last known good version, that is the newest COMPLETED deployment's whose version differs from
-    the one being rolled back. False is refused.
+    """True: the last known good version, which is that of the deployment completed last (by the event log)
+    whose version differs from the one being rolled back. False is refused.
     """
     redeploy_version: _builtins.str
-    """This version; rules as for TriggerDeploymentRequest.version."""
+    """This version; the rules are those of TriggerDeploymentRequest.version."""
     reason: _builtins.str
-    """Why, for people: up to 4 KiB, several lines allowed."""
+    """Up to 4 KiB."""
     request_id: _builtins.str
-    """Makes a repeat of this call harmless: up to 128 bytes, unique within the pipeline."""
+    """Makes it safe to send this call again. Up to 128 bytes."""
     def __init__(
         self,
         *,
@@ -862,19 +837,17 @@ Global___RollbackRequest: _TypeAlias = RollbackRequest  # noqa: Y015
 
 @_typing.final
 class CancelDeploymentRequest(_message.Message):
-    """Cancels a deployment."""
-
     DESCRIPTOR: _descriptor.Descriptor
 
     DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     deployment_id: _builtins.str
-    """Required. The deployment's id."""
+    """Required."""
     reason: _builtins.str
-    """Why, for people: up to 4 KiB, several lines allowed."""
+    """Up to 4 KiB."""
     request_id: _builtins.str
-    """Makes a repeat of this call harmless: up to 128 bytes, unique within the pipeline."""
+    """Makes it safe to send this call again. Up to 128 bytes."""
     def __init__(
         self,
         *,
@@ -892,8 +865,6 @@ Global___CancelDeploymentRequest: _TypeAlias = CancelDeploymentRequest  # noqa: 
 
 @_typing.final
 class GetHistoryRequest(_message.Message):
-    """Asks for a page of a pipeline's deployments."""
-
     DESCRIPTOR: _descriptor.Descriptor
 
     PIPELINE_NAME_FIELD_NUMBER: _builtins.int
@@ -903,18 +874,24 @@ class GetHistoryRequest(_message.Message):
     REACHED_STAGE_FIELD_NUMBER: _builtins.int
     COMPLETED_STAGE_FIELD_NUMBER: _builtins.int
     pipeline_name: _builtins.str
-    """Required. The pipeline."""
+    """Required."""
     limit: _builtins.int
-    """How many deployments at most, 1 to 1000. 0: 50."""
+    """The page size, 1 to 1000. 0: 50."""
     page_token: _builtins.str
-    """The next_page_token of the page before, which was asked for with the same filters. Empty: the newest."""
+    """The next_page_token of the previous page. Empty: the first page.
+    A page may be shorter than asked for and still have a next_page_token, for it ends at 3 MiB. With
+    reached_stage or completed_stage it may even be empty: for one page, only the newest 10,000 deployments
+    with the requested statuses are searched, starting where the previous page stopped.
+    """
     reached_stage: _builtins.str
-    """Only deployments that entered this stage. Empty: all."""
+    """Only deployments that entered this stage. Empty: all. Pages may be short or empty: see page_token."""
     completed_stage: _builtins.str
-    """Only deployments that advanced beyond this stage (or completed in it). Empty: all."""
+    """Only deployments that advanced from this stage or completed in it. Empty: all. Pages may be short or
+    empty: see page_token.
+    """
     @_builtins.property
     def statuses(self) -> _containers.RepeatedScalarFieldContainer[Global___DeploymentStatus.Status.ValueType]:
-        """Only deployments with one of these statuses. Empty: all."""
+        """Only deployments with one of these statuses; up to 16 may be listed. Empty: all."""
 
     def __init__(
         self,
@@ -936,8 +913,6 @@ Global___GetHistoryRequest: _TypeAlias = GetHistoryRequest  # noqa: Y015
 
 @_typing.final
 class GetHistoryResponse(_message.Message):
-    """A page of a pipeline's deployments."""
-
     DESCRIPTOR: _descriptor.Descriptor
 
     DEPLOYMENTS_FIELD_NUMBER: _builtins.int
@@ -964,8 +939,6 @@ Global___GetHistoryResponse: _TypeAlias = GetHistoryResponse  # noqa: Y015
 
 @_typing.final
 class LockPipelineRequest(_message.Message):
-    """Freezes a pipeline."""
-
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
@@ -974,16 +947,16 @@ class LockPipelineRequest(_message.Message):
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Required. The pipeline's name."""
+    """Required."""
     reason: _builtins.str
-    """Required. Why, for people: up to 4 KiB, several lines allowed."""
+    """Required. Up to 4 KiB."""
     owner: _builtins.str
-    """Whom to ask: up to 256 printable characters."""
+    """Who to ask about the lock. Up to 256 characters."""
     request_id: _builtins.str
-    """Makes a repeat of this call harmless: up to 128 bytes, unique within the pipeline."""
+    """Makes it safe to send this call again. Up to 128 bytes."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
-        """When the lock ends by itself; in the future. Absent: it does not."""
+        """Must be in the future. Absent: the lock has no expiry."""
 
     def __init__(
         self,
@@ -1004,8 +977,6 @@ Global___LockPipelineRequest: _TypeAlias = LockPipelineRequest  # noqa: Y015
 
 @_typing.final
 class UnlockPipelineRequest(_message.Message):
-    """Lifts a pipeline's lock."""
-
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
@@ -1013,13 +984,13 @@ class UnlockPipelineRequest(_message.Message):
     START_NEXT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Required. The pipeline's name."""
+    """Required."""
     reason: _builtins.str
-    """Why, for people: up to 4 KiB, several lines allowed."""
+    """Up to 4 KiB."""
     start_next: _builtins.bool
-    """Start the head of the line, if nothing is IN_PROGRESS."""
+    """Also start the deployment at the head of the queue, unless one is IN_PROGRESS."""
     request_id: _builtins.str
-    """Makes a repeat of this call harmless: up to 128 bytes, unique within the pipeline."""
+    """Makes it safe to send this call again. Up to 128 bytes."""
     def __init__(
         self,
         *,
@@ -1038,19 +1009,15 @@ Global___UnlockPipelineRequest: _TypeAlias = UnlockPipelineRequest  # noqa: Y015
 
 @_typing.final
 class UnlockPipelineResponse(_message.Message):
-    """What an UnlockPipeline did."""
-
     DESCRIPTOR: _descriptor.Descriptor
 
     PIPELINE_FIELD_NUMBER: _builtins.int
     STARTED_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def pipeline(self) -> Global___Pipeline:
-        """The pipeline, unlocked."""
-
+    def pipeline(self) -> Global___Pipeline: ...
     @_builtins.property
     def started(self) -> Global___DeploymentStatus:
-        """What start_next started; absent if nothing."""
+        """What start_next started. Absent if it started nothing."""
 
     def __init__(
         self,
@@ -1068,13 +1035,11 @@ Global___UnlockPipelineResponse: _TypeAlias = UnlockPipelineResponse  # noqa: Y0
 
 @_typing.final
 class GetPipelineStateRequest(_message.Message):
-    """Names a pipeline."""
-
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Required. The pipeline's name."""
+    """Required."""
     def __init__(
         self,
         *,
@@ -1090,8 +1055,6 @@ Global___GetPipelineStateRequest: _TypeAlias = GetPipelineStateRequest  # noqa: 
 
 @_typing.final
 class PipelineState(_message.Message):
-    """Where a pipeline stands."""
-
     DESCRIPTOR: _descriptor.Descriptor
 
     PIPELINE_FIELD_NUMBER: _builtins.int
@@ -1100,22 +1063,20 @@ class PipelineState(_message.Message):
     PENDING_COUNT_FIELD_NUMBER: _builtins.int
     STAGES_FIELD_NUMBER: _builtins.int
     pending_count: _builtins.int
-    """How many wait."""
+    """How many deployments are PENDING, including those that did not fit into queue."""
     @_builtins.property
-    def pipeline(self) -> Global___Pipeline:
-        """The pipeline, with its lock."""
-
+    def pipeline(self) -> Global___Pipeline: ...
     @_builtins.property
     def active(self) -> Global___DeploymentStatus:
-        """The deployment that is IN_PROGRESS; absent if none is."""
+        """The deployment that is IN_PROGRESS. Absent if none is."""
 
     @_builtins.property
     def queue(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeploymentStatus]:
-        """What waits, the next to start first; 3 MiB at most."""
+        """The PENDING deployments, the next one to start first; at most 3 MiB of them."""
 
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageState]:
-        """The pipeline's stages in order, and what is live in each."""
+        """One for each of the pipeline's stages, in their order."""
 
     def __init__(
         self,
@@ -1136,7 +1097,7 @@ Global___PipelineState: _TypeAlias = PipelineState  # noqa: Y015
 
 @_typing.final
 class StageState(_message.Message):
-    """What is live in one stage: the deployment that completed it last."""
+    """What is live in a stage: the deployment that completed it last."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1146,16 +1107,13 @@ class StageState(_message.Message):
     SEQ_FIELD_NUMBER: _builtins.int
     COMPLETED_AT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The stage's name."""
     deployment_id: _builtins.str
-    """The deployment's id; empty if no deployment has completed the stage."""
+    """Empty if no deployment has completed the stage."""
     version: _builtins.str
-    """Its version."""
     seq: _builtins.int
-    """Its seq."""
     @_builtins.property
     def completed_at(self) -> _timestamp_pb2.Timestamp:
-        """When it completed the stage; absent if none has."""
+        """When the deployment completed this stage. Absent if none has."""
 
     def __init__(
         self,
@@ -1176,48 +1134,49 @@ Global___StageState: _TypeAlias = StageState  # noqa: Y015
 
 @_typing.final
 class ListEventsRequest(_message.Message):
-    """Asks for events. Exactly one of pipeline_name and deployment_id is given."""
-
     DESCRIPTOR: _descriptor.Descriptor
 
     PIPELINE_NAME_FIELD_NUMBER: _builtins.int
     DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
     AFTER_EVENT_NO_FIELD_NUMBER: _builtins.int
-    LIMIT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     pipeline_name: _builtins.str
-    """All events of this pipeline."""
+    """All events of this pipeline, those of its deployments included."""
     deployment_id: _builtins.str
-    """Only the events of this deployment."""
     after_event_no: _builtins.int
-    """Only events with a greater event_no: that of the last event of the page before. 0: from the first on."""
-    limit: _builtins.int
-    """How many events at most, 1 to 1000. 0: 50."""
+    """Only events with a greater event_no: to see what is new, give that of the last event seen. 0: all."""
+    page_size: _builtins.int
+    """1 to 1000. 0: 50."""
+    page_token: _builtins.str
+    """The next_page_token of the previous page. Empty: the first page."""
     def __init__(
         self,
         *,
         pipeline_name: _builtins.str = ...,
         deployment_id: _builtins.str = ...,
         after_event_no: _builtins.int = ...,
-        limit: _builtins.int = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "pipeline_name", b"pipeline_name", "subject", b"subject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_event_no", b"after_event_no", "deployment_id", b"deployment_id", "limit", b"limit", "pipeline_name", b"pipeline_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_event_no", b"after_event_no", "deployment_id", b"deployment_id", "page_size", b"page_size", "page_token", b"page_token", "pipeline_name", b"pipeline_name", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["pipeline_name", "deployment_id"]  # noqa: Y015
+    _WhichOneofArgType_subject: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_subject) -> _WhichOneofReturnType_subject | None: ...
 
 Global___ListEventsRequest: _TypeAlias = ListEventsRequest  # noqa: Y015
 
 @_typing.final
 class ListEventsResponse(_message.Message):
-    """A page of events."""
-
     DESCRIPTOR: _descriptor.Descriptor
 
     EVENTS_FIELD_NUMBER: _builtins.int
-    MORE_FIELD_NUMBER: _builtins.int
-    more: _builtins.bool
-    """Whether there are more."""
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
         """Oldest first: by event_no, ascending."""
@@ -1226,11 +1185,11 @@ class ListEventsResponse(_message.Message):
         self,
         *,
         events: _abc.Iterable[Global___Event] | None = ...,
-        more: _builtins.bool = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "more", b"more"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "next_page_token", b"next_page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1249,61 +1208,47 @@ class Event(_message.Message):
     class _TypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Event._Type.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         TYPE_UNSPECIFIED: Event._Type.ValueType  # 0
-        """Never sent."""
+        """Sent only for a value that a newer release wrote and this one does not know."""
         CREATE: Event._Type.ValueType  # 1
-        """The pipeline was created."""
         UPDATE: Event._Type.ValueType  # 2
-        """The pipeline's definition was changed."""
         LOCK: Event._Type.ValueType  # 3
-        """The pipeline was locked."""
         UNLOCK: Event._Type.ValueType  # 4
-        """The pipeline was unlocked."""
         TRIGGER: Event._Type.ValueType  # 5
-        """A deployment was triggered and started."""
+        """It was triggered and started at once."""
         QUEUE: Event._Type.ValueType  # 6
-        """A deployment was triggered and waits."""
+        """It was triggered and joined the queue."""
         PROMOTE: Event._Type.ValueType  # 7
-        """A deployment that waited started."""
+        """It was at the head of the queue and started."""
         SUPERSEDE: Event._Type.ValueType  # 8
-        """A deployment that waited made place for a newer one."""
+        """A newer deployment took its place in the queue."""
         ADVANCE: Event._Type.ValueType  # 9
-        """A deployment moved to its next stage."""
         COMPLETE: Event._Type.ValueType  # 10
-        """A deployment passed its last stage."""
+        """It passed its last stage."""
         ROLLBACK: Event._Type.ValueType  # 11
-        """A deployment was rolled back."""
         CANCEL: Event._Type.ValueType  # 12
-        """A deployment was cancelled."""
 
     class Type(_Type, metaclass=_TypeEnumTypeWrapper):
-        """What happened."""
+        """CREATE to UNLOCK happen to a pipeline, the others to a deployment."""
 
     TYPE_UNSPECIFIED: Event.Type.ValueType  # 0
-    """Never sent."""
+    """Sent only for a value that a newer release wrote and this one does not know."""
     CREATE: Event.Type.ValueType  # 1
-    """The pipeline was created."""
     UPDATE: Event.Type.ValueType  # 2
-    """The pipeline's definition was changed."""
     LOCK: Event.Type.ValueType  # 3
-    """The pipeline was locked."""
     UNLOCK: Event.Type.ValueType  # 4
-    """The pipeline was unlocked."""
     TRIGGER: Event.Type.ValueType  # 5
-    """A deployment was triggered and started."""
+    """It was triggered and started at once."""
     QUEUE: Event.Type.ValueType  # 6
-    """A deployment was triggered and waits."""
+    """It was triggered and joined the queue."""
     PROMOTE: Event.Type.ValueType  # 7
-    """A deployment that waited started."""
+    """It was at the head of the queue and started."""
     SUPERSEDE: Event.Type.ValueType  # 8
-    """A deployment that waited made place for a newer one."""
+    """A newer deployment took its place in the queue."""
     ADVANCE: Event.Type.ValueType  # 9
-    """A deployment moved to its next stage."""
     COMPLETE: Event.Type.ValueType  # 10
-    """A deployment passed its last stage."""
+    """It passed its last stage."""
     ROLLBACK: Event.Type.ValueType  # 11
-    """A deployment was rolled back."""
     CANCEL: Event.Type.ValueType  # 12
-    """A deployment was cancelled."""
 
     PIPELINE_NAME_FIELD_NUMBER: _builtins.int
     EVENT_NO_FIELD_NUMBER: _builtins.int
@@ -1317,30 +1262,28 @@ class Event(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     pipeline_name: _builtins.str
-    """The pipeline."""
     event_no: _builtins.int
     """1, 2, 3 ... within the pipeline, without a gap, in the order of the commits."""
     type: Global___Event.Type.ValueType
-    """What happened."""
     deployment_id: _builtins.str
-    """The deployment; empty for an event of the pipeline."""
+    """Empty for an event of the pipeline."""
     stage: _builtins.str
-    """The stage in which it happened: entered by TRIGGER and PROMOTE, left by ADVANCE and COMPLETE; empty where
-    no stage was reached.
+    """The stage that TRIGGER or PROMOTE entered, that ADVANCE or COMPLETE left, or in which ROLLBACK or CANCEL
+    ended the deployment. Empty if the deployment had not started, and for an event of the pipeline.
     """
     from_status: Global___DeploymentStatus.Status.ValueType
-    """The deployment's status before; unspecified if it did not exist."""
+    """The deployment's status before. Absent if it did not exist before, and for an event of the pipeline."""
     to_status: Global___DeploymentStatus.Status.ValueType
-    """The deployment's status after."""
+    """The deployment's status after. Absent for an event of the pipeline."""
     actor: _builtins.str
-    """Who did it, from authentication; empty while the service has none."""
+    """Taken from authentication, never from a request. Empty as long as the service has no authentication."""
     reason: _builtins.str
-    """The reason that the caller gave, may be empty; of a SUPERSEDE, by whom."""
+    """The reason that the caller gave, if any; for SUPERSEDE, by which deployment."""
     request_id: _builtins.str
-    """The caller's request_id; empty if none was sent."""
+    """Empty if the caller sent none."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
-        """When it happened. Events with the same time belong to one commit."""
+        """Events with the same time belong to one commit."""
 
     def __init__(
         self,
@@ -1350,17 +1293,24 @@ class Event(_message.Message):
         type: Global___Event.Type.ValueType = ...,
         deployment_id: _builtins.str = ...,
         stage: _builtins.str = ...,
-        from_status: Global___DeploymentStatus.Status.ValueType = ...,
-        to_status: Global___DeploymentStatus.Status.ValueType = ...,
+        from_status: Global___DeploymentStatus.Status.ValueType | None = ...,
+        to_status: Global___DeploymentStatus.Status.ValueType | None = ...,
         actor: _builtins.str = ...,
         reason: _builtins.str = ...,
         request_id: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_from_status", b"_from_status", "_to_status", b"_to_status", "created_at", b"created_at", "from_status", b"from_status", "to_status", b"to_status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "created_at", b"created_at", "deployment_id", b"deployment_id", "event_no", b"event_no", "from_status", b"from_status", "pipeline_name", b"pipeline_name", "reason", b"reason", "request_id", b"request_id", "stage", b"stage", "to_status", b"to_status", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_from_status", b"_from_status", "_to_status", b"_to_status", "actor", b"actor", "created_at", b"created_at", "deployment_id", b"deployment_id", "event_no", b"event_no", "from_status", b"from_status", "pipeline_name", b"pipeline_name", "reason", b"reason", "request_id", b"request_id", "stage", b"stage", "to_status", b"to_status", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__from_status: _TypeAlias = _typing.Literal["from_status"]  # noqa: Y015
+    _WhichOneofArgType__from_status: _TypeAlias = _typing.Literal["_from_status", b"_from_status"]  # noqa: Y015
+    _WhichOneofReturnType__to_status: _TypeAlias = _typing.Literal["to_status"]  # noqa: Y015
+    _WhichOneofArgType__to_status: _TypeAlias = _typing.Literal["_to_status", b"_to_status"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__from_status) -> _WhichOneofReturnType__from_status | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__to_status) -> _WhichOneofReturnType__to_status | None: ...
 
 Global___Event: _TypeAlias = Event  # noqa: Y015

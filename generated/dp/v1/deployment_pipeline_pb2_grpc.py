@@ -112,30 +112,30 @@ class DeploymentPipelineServicer:
     """
 
     def CreatePipeline(self, request, context):
-        """Defines a pipeline. If it exists with the same definition, that one is the answer.
-        Refuses: ALREADY_EXISTS/PIPELINE_EXISTS when it exists with another definition.
+        """Defines a pipeline. If it already exists with the same definition, the answer is the existing one.
+        Refusals: ALREADY_EXISTS/PIPELINE_EXISTS (it exists with a different definition).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPipeline(self, request, context):
-        """Reads a pipeline's definition. Refuses: NOT_FOUND/PIPELINE_NOT_FOUND.
+        """Reads a pipeline's definition. Refusals: NOT_FOUND/PIPELINE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListPipelines(self, request, context):
-        """Reads all pipelines' definitions, in the order of their names, page by page.
+        """Reads all pipelines' definitions, ordered by name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdatePipeline(self, request, context):
-        """Changes a pipeline's definition. Deployments that exist keep the stages they were triggered with.
-        Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, ABORTED/REVISION_MISMATCH.
+        """Changes a pipeline's definition. Existing deployments keep the stages they were triggered with.
+        Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, ABORTED/REVISION_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -143,68 +143,72 @@ class DeploymentPipelineServicer:
 
     def TriggerDeployment(self, request, context):
         """Starts a deployment of a version at the pipeline's first stage. If another one is IN_PROGRESS, on_busy
-        says what happens: by default the trigger is refused, and nothing is stored; or it waits as PENDING, and
-        starts in the commit that ends the one before it. Waiting ones start in the order of their seq; a trigger
-        never overtakes them.
-        Refuses, judged in this order: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_BUSY
+        decides: by default the trigger is refused and nothing is stored; otherwise the new deployment is
+        PENDING, and starts in the same commit that ends the one before it. PENDING deployments start in the
+        order of their seq, and a trigger never overtakes them.
+        Refusals, in the order they are checked: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_BUSY
         (another deployment is IN_PROGRESS; the details name it), FAILED_PRECONDITION/PIPELINE_LOCKED,
-        RESOURCE_EXHAUSTED/QUEUE_FULL (max_pending deployments wait).
+        RESOURCE_EXHAUSTED/QUEUE_FULL (max_pending deployments are already PENDING; with SUPERSEDE, only if
+        max_pending is 0).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetDeploymentStatus(self, request, context):
-        """Reads one deployment. Refuses: NOT_FOUND/DEPLOYMENT_NOT_FOUND.
+        """Reads one deployment. Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AdvanceStage(self, request, context):
-        """Moves an IN_PROGRESS deployment to its next stage; from the last stage it becomes COMPLETED.
-        Never skips a stage: give expected_stage or request_id, and a repeated or raced call changes nothing.
-        Refuses: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS (it is
-        PENDING), FAILED_PRECONDITION/DEPLOYMENT_ENDED, ABORTED/STAGE_MISMATCH, and
-        ABORTED/RETRY_WITHOUT_TOKEN for a call that a proxy or client library marked as a retry and that has
-        neither expected_stage nor request_id: carrying it out could skip a stage.
+        """Moves an IN_PROGRESS deployment to its next stage or, from the last one, to COMPLETED. With
+        expected_stage or request_id, sending the call again cannot skip a stage; with expected_stage, two
+        callers that advance at the same time cannot skip one either.
+        Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS (it is PENDING),
+        FAILED_PRECONDITION/DEPLOYMENT_ENDED, ABORTED/STAGE_MISMATCH, ABORTED/RETRY_WITHOUT_TOKEN (a proxy or
+        client library marked the call as a retry, and it has neither expected_stage nor request_id, so it could
+        skip a stage).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Rollback(self, request, context):
-        """Ends an IN_PROGRESS deployment as ROLLED_BACK. By default that starts the next in line; with redeploy,
-        in the same commit, a new deployment takes the slot before anything that waits, also while the pipeline
-        is locked. The answer is the one rolled back; redeployed_by names the new one.
-        Refuses: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS,
-        FAILED_PRECONDITION/DEPLOYMENT_ENDED, FAILED_PRECONDITION/NO_KNOWN_GOOD (no COMPLETED deployment of
-        another version to go back to; nothing was changed).
+        """Ends an IN_PROGRESS deployment as ROLLED_BACK. By default, the next deployment in the queue starts. With
+        redeploy, a new deployment starts instead, in the same commit: ahead of the queue, and even if the
+        pipeline is locked. The answer is the deployment that was rolled back; redeployed_by names the new one.
+        Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS (it is PENDING),
+        FAILED_PRECONDITION/DEPLOYMENT_ENDED, FAILED_PRECONDITION/NO_KNOWN_GOOD (the pipeline has not completed
+        any other version; nothing was changed).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelDeployment(self, request, context):
-        """Ends a PENDING or IN_PROGRESS deployment as CANCELLED; the latter starts the next in line.
-        Refuses: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_ENDED.
+        """Ends a PENDING or IN_PROGRESS deployment as CANCELLED. If it was IN_PROGRESS, the next deployment in the
+        queue starts.
+        Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_ENDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetHistory(self, request, context):
-        """Reads a pipeline's deployments, newest first. Refuses: NOT_FOUND/PIPELINE_NOT_FOUND.
+        """Reads a pipeline's deployments, newest first. Refusals: NOT_FOUND/PIPELINE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LockPipeline(self, request, context):
-        """Freezes a pipeline: it refuses triggers and starts nothing that waits, until it is unlocked or the lock
-        expires. AdvanceStage, CancelDeployment and Rollback (also with redeploy) go on. An expired lock is no
-        lock. If this very lock stands already, the pipeline is the answer.
-        Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_LOCKED (another lock stands; the
+        """Freezes a pipeline: until it is unlocked or the lock expires, triggers are refused and PENDING
+        deployments do not start. AdvanceStage, CancelDeployment and Rollback still work, even with redeploy. An
+        expired lock has no effect. If the pipeline is already locked with the same reason, owner and expiry, the
+        answer is the pipeline as it is.
+        Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_LOCKED (by a different lock; the
         details say whose).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -212,26 +216,27 @@ class DeploymentPipelineServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UnlockPipeline(self, request, context):
-        """Lifts a pipeline's lock. What waits stays PENDING until the next TriggerDeployment on the pipeline, which
-        starts the head of the line first, or is started here with start_next; that also works without a lock,
-        for a line that waited behind one that expired.
-        Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_NOT_LOCKED (and nothing to start).
+        """Lifts a pipeline's lock. If nothing is IN_PROGRESS, the queue moves on with the next TriggerDeployment on
+        the pipeline, which starts the deployment at its head first, or right away with start_next. start_next
+        also works on a pipeline that is not locked, if its queue is still waiting after a lock has expired.
+        Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_NOT_LOCKED (and start_next has
+        nothing to start).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPipelineState(self, request, context):
-        """Reads where a pipeline stands: what is active, what waits, its lock, and what is live in each stage.
-        Refuses: NOT_FOUND/PIPELINE_NOT_FOUND.
+        """Reads where a pipeline stands: active deployment, queue, lock, and what is live in each stage.
+        Refusals: NOT_FOUND/PIPELINE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListEvents(self, request, context):
-        """Reads the audit trail of a pipeline or of one deployment, oldest first: what happened, when and why.
-        Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DEPLOYMENT_NOT_FOUND.
+        """Reads the audit trail of a pipeline or of one deployment, oldest first.
+        Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DEPLOYMENT_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

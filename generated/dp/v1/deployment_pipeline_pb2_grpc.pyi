@@ -3,29 +3,41 @@
 isort:skip_file
 The deployment pipeline service: one deployment at a time per pipeline, stage by stage.
 
-This file is the reference manual. It imports well-known types only, so a client in any language
-compiles it alone.
+This file is the reference manual. It imports well-known types only, so a client in any language can be
+generated from it alone.
 
-Rules that hold for every call
+What holds for every call
 
-* A refusal is a gRPC status, never a flag in an OK answer. Its details hold a google.rpc.ErrorInfo
-  with domain "dp.v1", a stable reason (named below as CODE/REASON) and the facts as metadata. The
-  status message says the same for a person.
-* Every call that changes something takes a request_id. The change and its request_id are stored in
-  one commit; the same request sent again changes nothing and answers with the current snapshot and
-  the trailing metadata "dp-replayed: true", for as long as the history is kept. The same request_id
-  with another request is refused: INVALID_ARGUMENT/REQUEST_ID_REUSED. A refusal is not stored: the
-  same request_id may succeed later.
+* A refusal is a gRPC status, never a flag in an OK answer. Its details hold a google.rpc.ErrorInfo with
+  domain "dp.v1", a stable reason (written below as CODE/REASON) and the facts as metadata. The status
+  message says the same in words.
+* A call without a deadline gets 10 seconds, and no call gets more.
+* Every call that changes something takes a request_id, which the caller makes up and which is unique
+  within the pipeline. The change and its request_id are stored in one commit. If the same request is sent
+  again, nothing changes: the answer is the current snapshot, with trailing metadata "dp-replayed: true",
+  for as long as the history is kept. A different request with the same request_id is refused. A refusal is
+  not stored, so the same request_id may succeed later.
 * Any call may end with
-  INVALID_ARGUMENT/INVALID_FIELD (every broken field at once, in google.rpc.BadRequest),
+  INVALID_ARGUMENT/INVALID_FIELD (google.rpc.BadRequest lists every broken field, or as many as fit and how
+  many more there are),
   RESOURCE_EXHAUSTED/OVERLOADED (nothing happened; google.rpc.RetryInfo says when to try again),
-  UNAVAILABLE/STORE_UNAVAILABLE or UNAVAILABLE/SHUTTING_DOWN (nothing happened; RetryInfo),
+  UNAVAILABLE/STORE_UNAVAILABLE or UNAVAILABLE/SHUTTING_DOWN (nothing happened; RetryInfo as above), or
+  INTERNAL/INTERNAL (a bug; the message holds an id that is in the server's log).
+* A call that changes something may also end with
+  INVALID_ARGUMENT/REQUEST_ID_REUSED (the request_id belongs to a different request),
+  FAILED_PRECONDITION/UPGRADE_NOT_FINISHED (replicas of the previous release, which may still be running,
+  could not read or enforce what the change asks for, so it is refused until an operator has run
+  `deployment-pipeline migrate --finish`; nothing happened), or
   UNKNOWN/OUTCOME_UNKNOWN (the change may or may not have been made: send it again with the same
-  request_id), or INTERNAL/INTERNAL (a bug; the message holds an id that is in the server's log).
-* Text is UTF-8 without control characters; where it may have several lines, newline and tab are
-  allowed. Names of pipelines and stages match ^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$.
-* Times are UTC, from the database's clock. A request larger than 1 MiB is refused by the transport:
-  RESOURCE_EXHAUSTED without details. A page ends at 3 MiB even if it holds fewer items than asked for.
+  request_id).
+* Names of pipelines and stages match ^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$. Descriptions and reasons may
+  contain newlines and tabs, but no other control characters and none that change the direction of text.
+  Versions, labels, owners and request_ids contain printable characters only.
+* A list comes in pages. For the next one, send next_page_token as page_token, with the same filters; the
+  page size may change. A page ends at 3 MiB even if more items were asked for, so only an empty
+  next_page_token marks the end.
+* Times are UTC, from the database's clock.
+* A request larger than 1 MiB is refused by the transport: RESOURCE_EXHAUSTED without details.
 """
 
 from collections import abc as _abc
@@ -59,70 +71,75 @@ class DeploymentPipelineStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DeploymentPipelineAsyncStub: ...
     CreatePipeline: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.CreatePipelineRequest, _deployment_pipeline_pb2.Pipeline]
-    """Defines a pipeline. If it exists with the same definition, that one is the answer.
-    Refuses: ALREADY_EXISTS/PIPELINE_EXISTS when it exists with another definition.
+    """Defines a pipeline. If it already exists with the same definition, the answer is the existing one.
+    Refusals: ALREADY_EXISTS/PIPELINE_EXISTS (it exists with a different definition).
     """
     GetPipeline: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetPipelineRequest, _deployment_pipeline_pb2.Pipeline]
-    """Reads a pipeline's definition. Refuses: NOT_FOUND/PIPELINE_NOT_FOUND."""
+    """Reads a pipeline's definition. Refusals: NOT_FOUND/PIPELINE_NOT_FOUND."""
     ListPipelines: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.ListPipelinesRequest, _deployment_pipeline_pb2.ListPipelinesResponse]
-    """Reads all pipelines' definitions, in the order of their names, page by page."""
+    """Reads all pipelines' definitions, ordered by name."""
     UpdatePipeline: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.UpdatePipelineRequest, _deployment_pipeline_pb2.Pipeline]
-    """Changes a pipeline's definition. Deployments that exist keep the stages they were triggered with.
-    Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, ABORTED/REVISION_MISMATCH.
+    """Changes a pipeline's definition. Existing deployments keep the stages they were triggered with.
+    Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, ABORTED/REVISION_MISMATCH.
     """
     TriggerDeployment: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.TriggerDeploymentRequest, _deployment_pipeline_pb2.DeploymentStatus]
     """Starts a deployment of a version at the pipeline's first stage. If another one is IN_PROGRESS, on_busy
-    says what happens: by default the trigger is refused, and nothing is stored; or it waits as PENDING, and
-    starts in the commit that ends the one before it. Waiting ones start in the order of their seq; a trigger
-    never overtakes them.
-    Refuses, judged in this order: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_BUSY
+    decides: by default the trigger is refused and nothing is stored; otherwise the new deployment is
+    PENDING, and starts in the same commit that ends the one before it. PENDING deployments start in the
+    order of their seq, and a trigger never overtakes them.
+    Refusals, in the order they are checked: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_BUSY
     (another deployment is IN_PROGRESS; the details name it), FAILED_PRECONDITION/PIPELINE_LOCKED,
-    RESOURCE_EXHAUSTED/QUEUE_FULL (max_pending deployments wait).
+    RESOURCE_EXHAUSTED/QUEUE_FULL (max_pending deployments are already PENDING; with SUPERSEDE, only if
+    max_pending is 0).
     """
     GetDeploymentStatus: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetDeploymentStatusRequest, _deployment_pipeline_pb2.DeploymentStatus]
-    """Reads one deployment. Refuses: NOT_FOUND/DEPLOYMENT_NOT_FOUND."""
+    """Reads one deployment. Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND."""
     AdvanceStage: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.AdvanceStageRequest, _deployment_pipeline_pb2.DeploymentStatus]
-    """Moves an IN_PROGRESS deployment to its next stage; from the last stage it becomes COMPLETED.
-    Never skips a stage: give expected_stage or request_id, and a repeated or raced call changes nothing.
-    Refuses: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS (it is
-    PENDING), FAILED_PRECONDITION/DEPLOYMENT_ENDED, ABORTED/STAGE_MISMATCH, and
-    ABORTED/RETRY_WITHOUT_TOKEN for a call that a proxy or client library marked as a retry and that has
-    neither expected_stage nor request_id: carrying it out could skip a stage.
+    """Moves an IN_PROGRESS deployment to its next stage or, from the last one, to COMPLETED. With
+    expected_stage or request_id, sending the call again cannot skip a stage; with expected_stage, two
+    callers that advance at the same time cannot skip one either.
+    Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS (it is PENDING),
+    FAILED_PRECONDITION/DEPLOYMENT_ENDED, ABORTED/STAGE_MISMATCH, ABORTED/RETRY_WITHOUT_TOKEN (a proxy or
+    client library marked the call as a retry, and it has neither expected_stage nor request_id, so it could
+    skip a stage).
     """
     Rollback: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.RollbackRequest, _deployment_pipeline_pb2.DeploymentStatus]
-    """Ends an IN_PROGRESS deployment as ROLLED_BACK. By default that starts the next in line; with redeploy,
-    in the same commit, a new deployment takes the slot before anything that waits, also while the pipeline
-    is locked. The answer is the one rolled back; redeployed_by names the new one.
-    Refuses: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS,
-    FAILED_PRECONDITION/DEPLOYMENT_ENDED, FAILED_PRECONDITION/NO_KNOWN_GOOD (no COMPLETED deployment of
-    another version to go back to; nothing was changed).
+    """Ends an IN_PROGRESS deployment as ROLLED_BACK. By default, the next deployment in the queue starts. With
+    redeploy, a new deployment starts instead, in the same commit: ahead of the queue, and even if the
+    pipeline is locked. The answer is the deployment that was rolled back; redeployed_by names the new one.
+    Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS (it is PENDING),
+    FAILED_PRECONDITION/DEPLOYMENT_ENDED, FAILED_PRECONDITION/NO_KNOWN_GOOD (the pipeline has not completed
+    any other version; nothing was changed).
     """
     CancelDeployment: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.CancelDeploymentRequest, _deployment_pipeline_pb2.DeploymentStatus]
-    """Ends a PENDING or IN_PROGRESS deployment as CANCELLED; the latter starts the next in line.
-    Refuses: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_ENDED.
+    """Ends a PENDING or IN_PROGRESS deployment as CANCELLED. If it was IN_PROGRESS, the next deployment in the
+    queue starts.
+    Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_ENDED.
     """
     GetHistory: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetHistoryRequest, _deployment_pipeline_pb2.GetHistoryResponse]
-    """Reads a pipeline's deployments, newest first. Refuses: NOT_FOUND/PIPELINE_NOT_FOUND."""
+    """Reads a pipeline's deployments, newest first. Refusals: NOT_FOUND/PIPELINE_NOT_FOUND."""
     LockPipeline: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.LockPipelineRequest, _deployment_pipeline_pb2.Pipeline]
-    """Freezes a pipeline: it refuses triggers and starts nothing that waits, until it is unlocked or the lock
-    expires. AdvanceStage, CancelDeployment and Rollback (also with redeploy) go on. An expired lock is no
-    lock. If this very lock stands already, the pipeline is the answer.
-    Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_LOCKED (another lock stands; the
+    """Freezes a pipeline: until it is unlocked or the lock expires, triggers are refused and PENDING
+    deployments do not start. AdvanceStage, CancelDeployment and Rollback still work, even with redeploy. An
+    expired lock has no effect. If the pipeline is already locked with the same reason, owner and expiry, the
+    answer is the pipeline as it is.
+    Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_LOCKED (by a different lock; the
     details say whose).
     """
     UnlockPipeline: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.UnlockPipelineRequest, _deployment_pipeline_pb2.UnlockPipelineResponse]
-    """Lifts a pipeline's lock. What waits stays PENDING until the next TriggerDeployment on the pipeline, which
-    starts the head of the line first, or is started here with start_next; that also works without a lock,
-    for a line that waited behind one that expired.
-    Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_NOT_LOCKED (and nothing to start).
+    """Lifts a pipeline's lock. If nothing is IN_PROGRESS, the queue moves on with the next TriggerDeployment on
+    the pipeline, which starts the deployment at its head first, or right away with start_next. start_next
+    also works on a pipeline that is not locked, if its queue is still waiting after a lock has expired.
+    Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_NOT_LOCKED (and start_next has
+    nothing to start).
     """
     GetPipelineState: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetPipelineStateRequest, _deployment_pipeline_pb2.PipelineState]
-    """Reads where a pipeline stands: what is active, what waits, its lock, and what is live in each stage.
-    Refuses: NOT_FOUND/PIPELINE_NOT_FOUND.
+    """Reads where a pipeline stands: active deployment, queue, lock, and what is live in each stage.
+    Refusals: NOT_FOUND/PIPELINE_NOT_FOUND.
     """
     ListEvents: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.ListEventsRequest, _deployment_pipeline_pb2.ListEventsResponse]
-    """Reads the audit trail of a pipeline or of one deployment, oldest first: what happened, when and why.
-    Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DEPLOYMENT_NOT_FOUND.
+    """Reads the audit trail of a pipeline or of one deployment, oldest first.
+    Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DEPLOYMENT_NOT_FOUND.
     """
 
 @_typing.type_check_only
@@ -131,70 +148,75 @@ class DeploymentPipelineAsyncStub(DeploymentPipelineStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreatePipeline: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.CreatePipelineRequest, _deployment_pipeline_pb2.Pipeline]  # type: ignore[assignment]
-    """Defines a pipeline. If it exists with the same definition, that one is the answer.
-    Refuses: ALREADY_EXISTS/PIPELINE_EXISTS when it exists with another definition.
+    """Defines a pipeline. If it already exists with the same definition, the answer is the existing one.
+    Refusals: ALREADY_EXISTS/PIPELINE_EXISTS (it exists with a different definition).
     """
     GetPipeline: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetPipelineRequest, _deployment_pipeline_pb2.Pipeline]  # type: ignore[assignment]
-    """Reads a pipeline's definition. Refuses: NOT_FOUND/PIPELINE_NOT_FOUND."""
+    """Reads a pipeline's definition. Refusals: NOT_FOUND/PIPELINE_NOT_FOUND."""
     ListPipelines: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.ListPipelinesRequest, _deployment_pipeline_pb2.ListPipelinesResponse]  # type: ignore[assignment]
-    """Reads all pipelines' definitions, in the order of their names, page by page."""
+    """Reads all pipelines' definitions, ordered by name."""
     UpdatePipeline: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.UpdatePipelineRequest, _deployment_pipeline_pb2.Pipeline]  # type: ignore[assignment]
-    """Changes a pipeline's definition. Deployments that exist keep the stages they were triggered with.
-    Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, ABORTED/REVISION_MISMATCH.
+    """Changes a pipeline's definition. Existing deployments keep the stages they were triggered with.
+    Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, ABORTED/REVISION_MISMATCH.
     """
     TriggerDeployment: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.TriggerDeploymentRequest, _deployment_pipeline_pb2.DeploymentStatus]  # type: ignore[assignment]
     """Starts a deployment of a version at the pipeline's first stage. If another one is IN_PROGRESS, on_busy
-    says what happens: by default the trigger is refused, and nothing is stored; or it waits as PENDING, and
-    starts in the commit that ends the one before it. Waiting ones start in the order of their seq; a trigger
-    never overtakes them.
-    Refuses, judged in this order: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_BUSY
+    decides: by default the trigger is refused and nothing is stored; otherwise the new deployment is
+    PENDING, and starts in the same commit that ends the one before it. PENDING deployments start in the
+    order of their seq, and a trigger never overtakes them.
+    Refusals, in the order they are checked: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_BUSY
     (another deployment is IN_PROGRESS; the details name it), FAILED_PRECONDITION/PIPELINE_LOCKED,
-    RESOURCE_EXHAUSTED/QUEUE_FULL (max_pending deployments wait).
+    RESOURCE_EXHAUSTED/QUEUE_FULL (max_pending deployments are already PENDING; with SUPERSEDE, only if
+    max_pending is 0).
     """
     GetDeploymentStatus: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetDeploymentStatusRequest, _deployment_pipeline_pb2.DeploymentStatus]  # type: ignore[assignment]
-    """Reads one deployment. Refuses: NOT_FOUND/DEPLOYMENT_NOT_FOUND."""
+    """Reads one deployment. Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND."""
     AdvanceStage: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.AdvanceStageRequest, _deployment_pipeline_pb2.DeploymentStatus]  # type: ignore[assignment]
-    """Moves an IN_PROGRESS deployment to its next stage; from the last stage it becomes COMPLETED.
-    Never skips a stage: give expected_stage or request_id, and a repeated or raced call changes nothing.
-    Refuses: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS (it is
-    PENDING), FAILED_PRECONDITION/DEPLOYMENT_ENDED, ABORTED/STAGE_MISMATCH, and
-    ABORTED/RETRY_WITHOUT_TOKEN for a call that a proxy or client library marked as a retry and that has
-    neither expected_stage nor request_id: carrying it out could skip a stage.
+    """Moves an IN_PROGRESS deployment to its next stage or, from the last one, to COMPLETED. With
+    expected_stage or request_id, sending the call again cannot skip a stage; with expected_stage, two
+    callers that advance at the same time cannot skip one either.
+    Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS (it is PENDING),
+    FAILED_PRECONDITION/DEPLOYMENT_ENDED, ABORTED/STAGE_MISMATCH, ABORTED/RETRY_WITHOUT_TOKEN (a proxy or
+    client library marked the call as a retry, and it has neither expected_stage nor request_id, so it could
+    skip a stage).
     """
     Rollback: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.RollbackRequest, _deployment_pipeline_pb2.DeploymentStatus]  # type: ignore[assignment]
-    """Ends an IN_PROGRESS deployment as ROLLED_BACK. By default that starts the next in line; with redeploy,
-    in the same commit, a new deployment takes the slot before anything that waits, also while the pipeline
-    is locked. The answer is the one rolled back; redeployed_by names the new one.
-    Refuses: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS,
-    FAILED_PRECONDITION/DEPLOYMENT_ENDED, FAILED_PRECONDITION/NO_KNOWN_GOOD (no COMPLETED deployment of
-    another version to go back to; nothing was changed).
+    """Ends an IN_PROGRESS deployment as ROLLED_BACK. By default, the next deployment in the queue starts. With
+    redeploy, a new deployment starts instead, in the same commit: ahead of the queue, and even if the
+    pipeline is locked. The answer is the deployment that was rolled back; redeployed_by names the new one.
+    Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS (it is PENDING),
+    FAILED_PRECONDITION/DEPLOYMENT_ENDED, FAILED_PRECONDITION/NO_KNOWN_GOOD (the pipeline has not completed
+    any other version; nothing was changed).
     """
     CancelDeployment: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.CancelDeploymentRequest, _deployment_pipeline_pb2.DeploymentStatus]  # type: ignore[assignment]
-    """Ends a PENDING or IN_PROGRESS deployment as CANCELLED; the latter starts the next in line.
-    Refuses: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_ENDED.
+    """Ends a PENDING or IN_PROGRESS deployment as CANCELLED. If it was IN_PROGRESS, the next deployment in the
+    queue starts.
+    Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_ENDED.
     """
     GetHistory: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetHistoryRequest, _deployment_pipeline_pb2.GetHistoryResponse]  # type: ignore[assignment]
-    """Reads a pipeline's deployments, newest first. Refuses: NOT_FOUND/PIPELINE_NOT_FOUND."""
+    """Reads a pipeline's deployments, newest first. Refusals: NOT_FOUND/PIPELINE_NOT_FOUND."""
     LockPipeline: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.LockPipelineRequest, _deployment_pipeline_pb2.Pipeline]  # type: ignore[assignment]
-    """Freezes a pipeline: it refuses triggers and starts nothing that waits, until it is unlocked or the lock
-    expires. AdvanceStage, CancelDeployment and Rollback (also with redeploy) go on. An expired lock is no
-    lock. If this very lock stands already, the pipeline is the answer.
-    Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_LOCKED (another lock stands; the
+    """Freezes a pipeline: until it is unlocked or the lock expires, triggers are refused and PENDING
+    deployments do not start. AdvanceStage, CancelDeployment and Rollback still work, even with redeploy. An
+    expired lock has no effect. If the pipeline is already locked with the same reason, owner and expiry, the
+    answer is the pipeline as it is.
+    Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_LOCKED (by a different lock; the
     details say whose).
     """
     UnlockPipeline: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.UnlockPipelineRequest, _deployment_pipeline_pb2.UnlockPipelineResponse]  # type: ignore[assignment]
-    """Lifts a pipeline's lock. What waits stays PENDING until the next TriggerDeployment on the pipeline, which
-    starts the head of the line first, or is started here with start_next; that also works without a lock,
-    for a line that waited behind one that expired.
-    Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_NOT_LOCKED (and nothing to start).
+    """Lifts a pipeline's lock. If nothing is IN_PROGRESS, the queue moves on with the next TriggerDeployment on
+    the pipeline, which starts the deployment at its head first, or right away with start_next. start_next
+    also works on a pipeline that is not locked, if its queue is still waiting after a lock has expired.
+    Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_NOT_LOCKED (and start_next has
+    nothing to start).
     """
     GetPipelineState: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetPipelineStateRequest, _deployment_pipeline_pb2.PipelineState]  # type: ignore[assignment]
-    """Reads where a pipeline stands: what is active, what waits, its lock, and what is live in each stage.
-    Refuses: NOT_FOUND/PIPELINE_NOT_FOUND.
+    """Reads where a pipeline stands: active deployment, queue, lock, and what is live in each stage.
+    Refusals: NOT_FOUND/PIPELINE_NOT_FOUND.
     """
     ListEvents: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.ListEventsRequest, _deployment_pipeline_pb2.ListEventsResponse]  # type: ignore[assignment]
-    """Reads the audit trail of a pipeline or of one deployment, oldest first: what happened, when and why.
-    Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DEPLOYMENT_NOT_FOUND.
+    """Reads the audit trail of a pipeline or of one deployment, oldest first.
+    Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DEPLOYMENT_NOT_FOUND.
     """
 
 class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
@@ -206,8 +228,8 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_pipeline_pb2.CreatePipelineRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pipeline_pb2.Pipeline, _abc.Awaitable[_deployment_pipeline_pb2.Pipeline]]:
-        """Defines a pipeline. If it exists with the same definition, that one is the answer.
-        Refuses: ALREADY_EXISTS/PIPELINE_EXISTS when it exists with another definition.
+        """Defines a pipeline. If it already exists with the same definition, the answer is the existing one.
+        Refusals: ALREADY_EXISTS/PIPELINE_EXISTS (it exists with a different definition).
         """
 
     @_abc_1.abstractmethod
@@ -216,7 +238,7 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_pipeline_pb2.GetPipelineRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pipeline_pb2.Pipeline, _abc.Awaitable[_deployment_pipeline_pb2.Pipeline]]:
-        """Reads a pipeline's definition. Refuses: NOT_FOUND/PIPELINE_NOT_FOUND."""
+        """Reads a pipeline's definition. Refusals: NOT_FOUND/PIPELINE_NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def ListPipelines(
@@ -224,7 +246,7 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_pipeline_pb2.ListPipelinesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pipeline_pb2.ListPipelinesResponse, _abc.Awaitable[_deployment_pipeline_pb2.ListPipelinesResponse]]:
-        """Reads all pipelines' definitions, in the order of their names, page by page."""
+        """Reads all pipelines' definitions, ordered by name."""
 
     @_abc_1.abstractmethod
     def UpdatePipeline(
@@ -232,8 +254,8 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_pipeline_pb2.UpdatePipelineRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pipeline_pb2.Pipeline, _abc.Awaitable[_deployment_pipeline_pb2.Pipeline]]:
-        """Changes a pipeline's definition. Deployments that exist keep the stages they were triggered with.
-        Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, ABORTED/REVISION_MISMATCH.
+        """Changes a pipeline's definition. Existing deployments keep the stages they were triggered with.
+        Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, ABORTED/REVISION_MISMATCH.
         """
 
     @_abc_1.abstractmethod
@@ -243,12 +265,13 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pipeline_pb2.DeploymentStatus, _abc.Awaitable[_deployment_pipeline_pb2.DeploymentStatus]]:
         """Starts a deployment of a version at the pipeline's first stage. If another one is IN_PROGRESS, on_busy
-        says what happens: by default the trigger is refused, and nothing is stored; or it waits as PENDING, and
-        starts in the commit that ends the one before it. Waiting ones start in the order of their seq; a trigger
-        never overtakes them.
-        Refuses, judged in this order: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_BUSY
+        decides: by default the trigger is refused and nothing is stored; otherwise the new deployment is
+        PENDING, and starts in the same commit that ends the one before it. PENDING deployments start in the
+        order of their seq, and a trigger never overtakes them.
+        Refusals, in the order they are checked: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_BUSY
         (another deployment is IN_PROGRESS; the details name it), FAILED_PRECONDITION/PIPELINE_LOCKED,
-        RESOURCE_EXHAUSTED/QUEUE_FULL (max_pending deployments wait).
+        RESOURCE_EXHAUSTED/QUEUE_FULL (max_pending deployments are already PENDING; with SUPERSEDE, only if
+        max_pending is 0).
         """
 
     @_abc_1.abstractmethod
@@ -257,7 +280,7 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_pipeline_pb2.GetDeploymentStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pipeline_pb2.DeploymentStatus, _abc.Awaitable[_deployment_pipeline_pb2.DeploymentStatus]]:
-        """Reads one deployment. Refuses: NOT_FOUND/DEPLOYMENT_NOT_FOUND."""
+        """Reads one deployment. Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def AdvanceStage(
@@ -265,12 +288,13 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_pipeline_pb2.AdvanceStageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pipeline_pb2.DeploymentStatus, _abc.Awaitable[_deployment_pipeline_pb2.DeploymentStatus]]:
-        """Moves an IN_PROGRESS deployment to its next stage; from the last stage it becomes COMPLETED.
-        Never skips a stage: give expected_stage or request_id, and a repeated or raced call changes nothing.
-        Refuses: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS (it is
-        PENDING), FAILED_PRECONDITION/DEPLOYMENT_ENDED, ABORTED/STAGE_MISMATCH, and
-        ABORTED/RETRY_WITHOUT_TOKEN for a call that a proxy or client library marked as a retry and that has
-        neither expected_stage nor request_id: carrying it out could skip a stage.
+        """Moves an IN_PROGRESS deployment to its next stage or, from the last one, to COMPLETED. With
+        expected_stage or request_id, sending the call again cannot skip a stage; with expected_stage, two
+        callers that advance at the same time cannot skip one either.
+        Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS (it is PENDING),
+        FAILED_PRECONDITION/DEPLOYMENT_ENDED, ABORTED/STAGE_MISMATCH, ABORTED/RETRY_WITHOUT_TOKEN (a proxy or
+        client library marked the call as a retry, and it has neither expected_stage nor request_id, so it could
+        skip a stage).
         """
 
     @_abc_1.abstractmethod
@@ -279,12 +303,12 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_pipeline_pb2.RollbackRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pipeline_pb2.DeploymentStatus, _abc.Awaitable[_deployment_pipeline_pb2.DeploymentStatus]]:
-        """Ends an IN_PROGRESS deployment as ROLLED_BACK. By default that starts the next in line; with redeploy,
-        in the same commit, a new deployment takes the slot before anything that waits, also while the pipeline
-        is locked. The answer is the one rolled back; redeployed_by names the new one.
-        Refuses: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS,
-        FAILED_PRECONDITION/DEPLOYMENT_ENDED, FAILED_PRECONDITION/NO_KNOWN_GOOD (no COMPLETED deployment of
-        another version to go back to; nothing was changed).
+        """Ends an IN_PROGRESS deployment as ROLLED_BACK. By default, the next deployment in the queue starts. With
+        redeploy, a new deployment starts instead, in the same commit: ahead of the queue, and even if the
+        pipeline is locked. The answer is the deployment that was rolled back; redeployed_by names the new one.
+        Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS (it is PENDING),
+        FAILED_PRECONDITION/DEPLOYMENT_ENDED, FAILED_PRECONDITION/NO_KNOWN_GOOD (the pipeline has not completed
+        any other version; nothing was changed).
         """
 
     @_abc_1.abstractmethod
@@ -293,8 +317,9 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_pipeline_pb2.CancelDeploymentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pipeline_pb2.DeploymentStatus, _abc.Awaitable[_deployment_pipeline_pb2.DeploymentStatus]]:
-        """Ends a PENDING or IN_PROGRESS deployment as CANCELLED; the latter starts the next in line.
-        Refuses: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_ENDED.
+        """Ends a PENDING or IN_PROGRESS deployment as CANCELLED. If it was IN_PROGRESS, the next deployment in the
+        queue starts.
+        Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_ENDED.
         """
 
     @_abc_1.abstractmethod
@@ -303,7 +328,7 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_pipeline_pb2.GetHistoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pipeline_pb2.GetHistoryResponse, _abc.Awaitable[_deployment_pipeline_pb2.GetHistoryResponse]]:
-        """Reads a pipeline's deployments, newest first. Refuses: NOT_FOUND/PIPELINE_NOT_FOUND."""
+        """Reads a pipeline's deployments, newest first. Refusals: NOT_FOUND/PIPELINE_NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def LockPipeline(
@@ -311,10 +336,11 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_pipeline_pb2.LockPipelineRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pipeline_pb2.Pipeline, _abc.Awaitable[_deployment_pipeline_pb2.Pipeline]]:
-        """Freezes a pipeline: it refuses triggers and starts nothing that waits, until it is unlocked or the lock
-        expires. AdvanceStage, CancelDeployment and Rollback (also with redeploy) go on. An expired lock is no
-        lock. If this very lock stands already, the pipeline is the answer.
-        Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_LOCKED (another lock stands; the
+        """Freezes a pipeline: until it is unlocked or the lock expires, triggers are refused and PENDING
+        deployments do not start. AdvanceStage, CancelDeployment and Rollback still work, even with redeploy. An
+        expired lock has no effect. If the pipeline is already locked with the same reason, owner and expiry, the
+        answer is the pipeline as it is.
+        Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_LOCKED (by a different lock; the
         details say whose).
         """
 
@@ -324,10 +350,11 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_pipeline_pb2.UnlockPipelineRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pipeline_pb2.UnlockPipelineResponse, _abc.Awaitable[_deployment_pipeline_pb2.UnlockPipelineResponse]]:
-        """Lifts a pipeline's lock. What waits stays PENDING until the next TriggerDeployment on the pipeline, which
-        starts the head of the line first, or is started here with start_next; that also works without a lock,
-        for a line that waited behind one that expired.
-        Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_NOT_LOCKED (and nothing to start).
+        """Lifts a pipeline's lock. If nothing is IN_PROGRESS, the queue moves on with the next TriggerDeployment on
+        the pipeline, which starts the deployment at its head first, or right away with start_next. start_next
+        also works on a pipeline that is not locked, if its queue is still waiting after a lock has expired.
+        Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_NOT_LOCKED (and start_next has
+        nothing to start).
         """
 
     @_abc_1.abstractmethod
@@ -336,8 +363,8 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_pipeline_pb2.GetPipelineStateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pipeline_pb2.PipelineState, _abc.Awaitable[_deployment_pipeline_pb2.PipelineState]]:
-        """Reads where a pipeline stands: what is active, what waits, its lock, and what is live in each stage.
-        Refuses: NOT_FOUND/PIPELINE_NOT_FOUND.
+        """Reads where a pipeline stands: active deployment, queue, lock, and what is live in each stage.
+        Refusals: NOT_FOUND/PIPELINE_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
@@ -346,8 +373,8 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_pipeline_pb2.ListEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pipeline_pb2.ListEventsResponse, _abc.Awaitable[_deployment_pipeline_pb2.ListEventsResponse]]:
-        """Reads the audit trail of a pipeline or of one deployment, oldest first: what happened, when and why.
-        Refuses: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DEPLOYMENT_NOT_FOUND.
+        """Reads the audit trail of a pipeline or of one deployment, oldest first.
+        Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DEPLOYMENT_NOT_FOUND.
         """
 
 def add_DeploymentPipelineServicer_to_server(servicer: DeploymentPipelineServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -56,7 +56,13 @@ def main() -> None:
         metavar="N",
         help="processes that share the port, each with its own DP_POOL_SIZE connections (default 1)",
     )
-    commands.add_parser("migrate", help="bring the database to this release's schema")
+    migrate = commands.add_parser("migrate", help="bring the database to this release's schema")
+    migrate.add_argument(
+        "--finish",
+        action="store_true",
+        help="end an upgrade, when no replica of the release before is left: store what those could not read",
+    )
+    migrate.add_argument("--force", action="store_true", help="with --finish: do not look for their sessions")
     health = commands.add_parser("healthcheck", help="exit with 0 if the server on DP_LISTEN serves")
     health.add_argument(
         "--service", default="readiness", help="readiness (default), liveness, or a service's name"
@@ -76,8 +82,8 @@ def main() -> None:
             case "worker":
                 _worker(chosen, arguments.number, arguments.lifeline)
             case "migrate":
-                _migrate(chosen)
-                print("the database has this release's schema")
+                _migrate(chosen, finish=arguments.finish, force=arguments.force)
+                print(f"the database has this release's schema{', finished' if arguments.finish else ''}")
             case "healthcheck":
                 sys.exit(_healthcheck(chosen, arguments.service))
             case "config":
@@ -116,7 +122,8 @@ def _serve(chosen: Settings, embedded: bool, count: int) -> None:
     logs.configure(chosen.log_level)
     with _embedded_stores(chosen) if embedded else contextlib.nullcontext(chosen) as complete:
         _need(complete, "database_url", "redis_url")
-        _migrate(complete)
+        # Embedded stores have one server: there is nobody else to wait for.
+        _migrate(complete, finish=embedded)
 
         def ready(port: int) -> None:
             _announce(complete, port, embedded)
@@ -198,15 +205,17 @@ def _need(chosen: Settings, *fields: str) -> None:
         )
 
 
-def _migrate(chosen: Settings) -> None:
+def _migrate(chosen: Settings, *, finish: bool, force: bool = False) -> None:
     from deployment_pipeline import logs
-    from deployment_pipeline.postgres.migrate import CannotMigrate, migrate
+    from deployment_pipeline.postgres import migrate
 
     _need(chosen, "database_url")
     logs.configure(chosen.log_level)
     try:
-        migrate(chosen.database_url)
-    except CannotMigrate as error:
+        migrate.migrate(chosen.database_url)
+        if finish:
+            migrate.finish(chosen.database_url, force=force)
+    except migrate.CannotMigrate as error:
         raise Unusable(str(error)) from error
 
 

@@ -45,6 +45,7 @@ CODES: dict[type[Refusal], StatusCode] = {
     refusals.StageMismatch: StatusCode.ABORTED,
     refusals.RevisionMismatch: StatusCode.ABORTED,
     refusals.RetryWithoutToken: StatusCode.ABORTED,
+    refusals.UpgradeNotFinished: StatusCode.FAILED_PRECONDITION,
     refusals.Overloaded: StatusCode.RESOURCE_EXHAUSTED,
     # Meshes send UNAVAILABLE calls again by themselves: only ever said when nothing happened.
     refusals.StoreUnavailable: StatusCode.UNAVAILABLE,

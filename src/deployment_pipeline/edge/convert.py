@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from deployment_pipeline.commands import Command, UpdatePipeline
-from deployment_pipeline.fields import DEFAULT_MAX_PENDING, UPDATABLE, UUID_TEXT
+from deployment_pipeline.fields import DEFAULT_MAX_PENDING, MAX_PAGE_BYTES, UPDATABLE, UUID_TEXT
 from deployment_pipeline.model import (
     CauseCode,
     Deployment,
@@ -34,9 +34,6 @@ from dp.v1 import deployment_pipeline_pb2 as pb
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
 C = TypeVar("C", bound=Command)
-
-# Clients refuse messages beyond 4 MiB unless told otherwise; one more item must fit, too.
-MAX_PAGE_BYTES = 3 * 1024 * 1024
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -123,7 +120,7 @@ def update(request: pb.UpdatePipelineRequest) -> UpdatePipeline:
 
 def history_filter(request: pb.GetHistoryRequest) -> HistoryFilter:
     return HistoryFilter(
-        [_STATUSES_BY_NUMBER.get(number, str(number)) for number in request.statuses],
+        tuple(_STATUSES_BY_NUMBER.get(number, str(number)) for number in request.statuses),
         request.reached_stage,
         request.completed_stage,
     )
@@ -205,7 +202,7 @@ def pipelines(page: Page[Pipeline]) -> pb.ListPipelinesResponse:
 
 def events(page: Page[LoggedEvent]) -> pb.ListEventsResponse:
     messages = _fitting(map(_event, page.items))
-    return pb.ListEventsResponse(events=messages, more=bool(_next(page, len(messages))))
+    return pb.ListEventsResponse(events=messages, next_page_token=_next(page, len(messages)))
 
 
 def _fitting(messages: Iterable[M]) -> list[M]:
@@ -222,9 +219,7 @@ def _fitting(messages: Iterable[M]) -> list[M]:
 
 def _next(page: Page[T], shown: int) -> str:
     """The token of the next page; empty if this is the last one."""
-    if shown == len(page.items) and not page.more:
-        return ""
-    return page.token_after(page.items[shown - 1])
+    return page.next_token if shown == len(page.items) else page.token_after(page.items[shown - 1])
 
 
 def unlocked(made: tuple[Pipeline, Deployment | None]) -> pb.UnlockPipelineResponse:
@@ -260,10 +255,8 @@ def _event(model: LoggedEvent) -> pb.Event:
         type=_EVENT_TYPES[model.type],
         deployment_id=_id(model.deployment_id),
         stage=model.stage or "",
-        from_status=_STATUSES[model.from_status]
-        if model.from_status
-        else pb.DeploymentStatus.STATUS_UNSPECIFIED,
-        to_status=_STATUSES[model.to_status] if model.to_status else pb.DeploymentStatus.STATUS_UNSPECIFIED,
+        from_status=None if model.from_status is None else _STATUSES[model.from_status],
+        to_status=None if model.to_status is None else _STATUSES[model.to_status],
         actor=model.actor,
         reason=model.reason,
         request_id=model.request_id or "",
@@ -305,8 +298,8 @@ def _waits(waiting: Waiting) -> pb.Cause:
         return pb.Cause(code=pb.Cause.LOCKED, message=lock)
     return pb.Cause(
         code=pb.Cause.NOT_RESUMED,
-        message="the lock is over, and nobody has resumed the line: the next TriggerDeployment on the"
-        " pipeline starts its head, or UnlockPipeline with start_next",
+        message="the lock is gone, but nothing has resumed the queue: the next TriggerDeployment on the"
+        " pipeline starts its head, and so does UnlockPipeline with start_next",
     )
 
 

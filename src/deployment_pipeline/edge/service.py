@@ -84,8 +84,13 @@ class DeploymentPipelineService(pb_grpc.DeploymentPipelineServicer):
         return convert.state(await self._engine.reads.state(request.name))
 
     async def ListEvents(self, request: pb.ListEventsRequest, context: Context) -> pb.ListEventsResponse:
+        subject = request.WhichOneof("subject")
         page = await self._engine.reads.events(
-            request.pipeline_name, request.deployment_id, request.after_event_no, request.limit
+            request.pipeline_name if subject == "pipeline_name" else None,
+            request.deployment_id if subject == "deployment_id" else None,
+            request.after_event_no,
+            request.page_size,
+            request.page_token,
         )
         return convert.events(page)
 

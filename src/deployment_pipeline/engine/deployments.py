@@ -28,14 +28,14 @@ class Deployments:
 
     async def rollback(self, asked: Rollback) -> Snapshot[Deployment]:
         asked.check()
-        redeploy_id = redeployment_id(asked.deployment_id) if asked.redeploys else None
+        redeploy_id = redeployment_id(asked.deployment_id)
         return await self._finishing.finish(self._change(asked, redeploy_id=redeploy_id))
 
     async def cancel(self, asked: CancelDeployment) -> Snapshot[Deployment]:
         asked.check()
         return await self._finishing.finish(self._change(asked))
 
-    async def _change(self, asked: DeploymentCommand, **ids: UUID | None) -> Snapshot[Deployment]:
+    async def _change(self, asked: DeploymentCommand, **ids: UUID) -> Snapshot[Deployment]:
         """Make it, and tell the guard if it freed the slot."""
         decision = await self._changes.make(asked, **ids)
         made = outcomes.deployment(decision, asked)

@@ -1,13 +1,25 @@
 """What can be read: pipelines, deployments, history, events."""
 
+from collections.abc import Callable
+from typing import TypeVar
 from uuid import UUID
 
 from deployment_pipeline.engine.page_token import PageTokens
-from deployment_pipeline.fields import MAX_NUMBER, MAX_PAGE, Rules
-from deployment_pipeline.model import Deployment, HistoryFilter, LoggedEvent, Page, Pipeline, PipelineState
+from deployment_pipeline.fields import MAX_NUMBER, Rules
+from deployment_pipeline.model import (
+    Deployment,
+    HistoryFilter,
+    LoggedEvent,
+    Page,
+    Part,
+    Pipeline,
+    PipelineState,
+)
 from deployment_pipeline.postgres import reads as postgres
 from deployment_pipeline.refusals import DeploymentNotFound, PipelineNotFound
 from deployment_pipeline.states import STATUSES
+
+T = TypeVar("T")
 
 
 class Reads:
@@ -31,14 +43,13 @@ class Reads:
         tokens = PageTokens(self._page_token_key, "pipelines")
         after = tokens.load(rules, token) or ""
         rules.check()
-        pipelines = await self._reads.pipelines(after, size + 1)
-        return Page(pipelines[:size], len(pipelines) > size, lambda last: tokens.dump(last.name))
+        return _page(await self._reads.pipelines(after, size), tokens, lambda last: last.name)
 
     async def state(self, name: str) -> PipelineState:
         rules = Rules()
         rules.name("name", name)
         rules.check()
-        state = await self._reads.state(name, MAX_PAGE)
+        state = await self._reads.state(name)
         if state is None:
             raise PipelineNotFound(name)
         return state
@@ -68,32 +79,48 @@ class Reads:
         )
         before = tokens.load(rules, token)
         rules.check()
-        found = await self._reads.history(pipeline, where, int(before) if before else MAX_NUMBER, size + 1)
-        if found is None:
+        part = await self._reads.history(pipeline, where, int(before) if before else MAX_NUMBER, size)
+        if part is None:
             raise PipelineNotFound(pipeline)
-        return Page(found[:size], len(found) > size, lambda last: tokens.dump(str(last.seq)))
+        return _page(part, tokens, lambda last: last.seq)
 
-    async def events(self, pipeline: str, deployment_id: str, after: int, limit: int) -> Page[LoggedEvent]:
-        """Oldest first; of a pipeline or of a deployment."""
+    async def events(
+        self, pipeline: str | None, deployment_id: str | None, after: int, page_size: int, token: str
+    ) -> Page[LoggedEvent]:
+        """Oldest first, those after an event_no; of a pipeline or of a deployment."""
         rules = Rules()
-        id = rules.uuid("deployment_id", deployment_id) if deployment_id else None
-        if pipeline:
+        id = UUID(int=0)
+        if pipeline is not None:
             rules.name("pipeline_name", pipeline)
-        if (id is None) == (not pipeline):
-            rules.broken("pipeline_name", "give either this or deployment_id")
-        rules.whole("after_event_no", after, 0, MAX_NUMBER)
-        size = rules.page_size("limit", limit)
-        rules.check()
-        if id:
-            events = await self._reads.deployment_events(id, after, size + 1)
+        elif deployment_id is not None:
+            id = rules.uuid("deployment_id", deployment_id)
         else:
-            events = await self._reads.pipeline_events(pipeline, after, size + 1)
-        if not events:  # nothing happened since, or there is no such thing
-            await (self._deployment(id) if id else self.pipeline(pipeline))
-        return Page(events[:size], len(events) > size, lambda last: str(last.event_no))
+            rules.broken("pipeline_name", "is required, or deployment_id in its place")
+        rules.number("after_event_no", after)
+        size = rules.page_size("page_size", page_size)
+        tokens = PageTokens(
+            self._page_token_key, "events", pipeline=pipeline or "", deployment=deployment_id or ""
+        )
+        position = max(after, int(tokens.load(rules, token) or 0))
+        rules.check()
+        if pipeline is not None:
+            part = await self._reads.pipeline_events(pipeline, position, size)
+        else:
+            part = await self._reads.deployment_events(id, position, size)
+        if not part.items:  # nothing happened since, or there is no such thing
+            await (self._deployment(id) if pipeline is None else self.pipeline(pipeline))
+        return _page(part, tokens, lambda last: last.event_no)
 
     async def _deployment(self, id: UUID) -> Deployment:
         deployment = await self._reads.deployment(id)
         if deployment is None:
             raise DeploymentNotFound(id)
         return deployment
+
+
+def _page(part: Part[T], tokens: PageTokens, position: Callable[[T], str | int]) -> Page[T]:
+    return Page(
+        part.items,
+        "" if part.next is None else tokens.dump(str(part.next)),
+        lambda last: tokens.dump(str(position(last))),
+    )

@@ -14,8 +14,8 @@ class Postgres:
     def __init__(self, url: str, pool_size: int, max_batch: int) -> None:
         self._connections = Connections(url, pool_size)
         statements = Statements(self._connections, max_batch)
-        self.changes = Changes(statements)
         self.reads = Reads(statements)
+        self.changes = Changes(statements, self.reads)
 
     async def open(self) -> None:
         """Connect. Raises StoreUnavailable."""

@@ -14,9 +14,10 @@ from deployment_pipeline import commands
 from deployment_pipeline.commands import Command, DeploymentCommand, PipelineCommand
 from deployment_pipeline.ids import own_request_id
 from deployment_pipeline.model import Decision, OnBusy, Outcome
+from deployment_pipeline.postgres.reads import Reads
 from deployment_pipeline.postgres.shapes import DEPLOYMENT, PIPELINE, QUEUEABLE, STARTED, Column, Shape
 from deployment_pipeline.postgres.statements import Statement, Statements, Unconfirmed
-from deployment_pipeline.refusals import OutcomeUnknown
+from deployment_pipeline.refusals import OutcomeUnknown, UpgradeNotFinished
 
 _SQL_TYPES: Sequence[tuple[type, str]] = (
     (bool, "boolean"),
@@ -46,6 +47,7 @@ class Change:
         **rows: str,
     ) -> None:
         self.gathers = gathers
+        self.ids = ids
         self.fields = [name for name in get_type_hints(command) if name not in _FRAME]
         self._parts = parts
         types = {name: _sql_type(hint) for name, hint in get_type_hints(command).items()}
@@ -95,15 +97,22 @@ CHANGES: dict[type[Command], Change] = {
 
 
 class Changes:
-    def __init__(self, statements: Statements) -> None:
+    def __init__(self, statements: Statements, reads: Reads) -> None:
         self._statements = statements
+        self._reads = reads
+        self._min_level = 1
 
-    async def make(self, asked: Command, **ids: UUID | None) -> Decision:
-        """ids: `id` of a new deployment; `redeploy_id` of the one that a rollback puts in its place, or None.
-        Raises OutcomeUnknown, StoreUnavailable or Overloaded."""
+    async def make(self, asked: Command, **ids: UUID) -> Decision:
+        """ids: `id` of a new deployment; `redeploy_id` of the one that a rollback puts in its place.
+        Raises UpgradeNotFinished, OutcomeUnknown, StoreUnavailable or Overloaded."""
+        if asked.level > self._min_level:
+            self._min_level = await self._reads.min_level()
+            if asked.level > self._min_level:
+                raise UpgradeNotFinished(asked.level, self._min_level)
         change = CHANGES[type(asked)]
         values = {
             **{name: getattr(asked, name) for name in change.fields},
+            **dict.fromkeys(change.ids),
             **ids,
             "request_id": asked.request_id or own_request_id(),
             "digest": asked.digest() if asked.request_id else None,
@@ -118,7 +127,7 @@ class Changes:
             raise OutcomeUnknown(_subject(asked, ids), asked.request_id) from error
 
 
-def _subject(asked: Command, ids: Mapping[str, UUID | None]) -> str:
+def _subject(asked: Command, ids: Mapping[str, UUID]) -> str:
     match asked:
         case DeploymentCommand():
             return f"deployment {asked.deployment_id}"

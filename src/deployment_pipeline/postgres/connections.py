@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, TypeAlias
 
 import psycopg
+import structlog
 from psycopg import errors as pg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.types.json import JsonbDumper
@@ -52,6 +53,8 @@ _SESSION = " ".join(
         "application_name": f"deployment-pipeline/{VERSION}/{LEVEL}",
     }.items()
 )
+log = structlog.get_logger()
+
 # An unanswered packet or a silent peer breaks a connection after about five seconds.
 _TCP = {
     "connect_timeout": CONNECT_SECONDS,
@@ -188,6 +191,10 @@ class Connections:
             if "cache lookup failed" not in str(e):
                 raise
             # The functions were replaced at this very moment.
+            raise Lost(executed=False) from e
+        except pg.UndefinedFunction as e:
+            # A function under way, replaced meanwhile, called one that is gone.
+            log.warning("a function of the schema is missing", error=str(e))
             raise Lost(executed=False) from e
         except psycopg.OperationalError as e:
             if e.diag.severity_nonlocalized == "ERROR":

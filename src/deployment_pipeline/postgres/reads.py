@@ -1,101 +1,191 @@
-"""What can be read: one statement each, that of a pipeline's state two."""
+"""What can be read: one statement each, so what belongs together is of one snapshot.
 
-from collections.abc import Mapping, Sequence
+A list is cut by bytes where it is read: rows may have 80 KiB, and a page of a thousand would fill this
+process for an answer that must be cut in any case.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from uuid import UUID
 
+from deployment_pipeline import call
+from deployment_pipeline.fields import MAX_PAGE_BYTES
 from deployment_pipeline.model import (
     Deployment,
     HistoryFilter,
     Installation,
     LoggedEvent,
+    Part,
     Pipeline,
     PipelineState,
+    StageState,
 )
-from deployment_pipeline.postgres.shapes import COUNT, EVENT, PIPELINE, QUEUEABLE, STAGE_STATE, Shape
-from deployment_pipeline.postgres.statements import Statement, Statements
+from deployment_pipeline.postgres.shapes import EVENT, PIPELINE, QUEUEABLE, Column
+from deployment_pipeline.postgres.statements import Statement, Statements, Values
+from deployment_pipeline.refusals import Overloaded
 
 # Longer pages are read alone: a batch of them would hold up the event loop while its rows are loaded.
 ROWS_TOGETHER = 100
+# So are those with more bytes than that.
+BYTES_TOGETHER = 128 * 1024
+# How many long reads a process has in its memory at once.
+LONG_READS = 2
+# How many deployments are looked at for one page, if there is no index for what they are looked at for.
+WALK = 10_000
 
+_NUMBER = Column[int | None]()
+_TEXT = Column[str | None]()
+_TIME = Column[Any]()
 _DEPLOYMENT = QUEUEABLE.columns("d", waiting="w")
-_WAITING = """
-    LEFT JOIN LATERAL (
-        SELECT * FROM dp_waiting_for(d.pipeline_name, d.seq) WHERE d.status = 'PENDING'
-    ) w ON true
-"""
 
-INSTALLATION = Statement("SELECT id, page_token_key FROM dp_installation", {})
+INSTALLATION = Statement("SELECT id, page_token_key, min_level FROM dp_installation", {})
 GET_PIPELINE = Statement(
     f"SELECT {PIPELINE.columns('p')} FROM dp_pipelines p WHERE p.name = q.name", {"name": "text"}
 )
 LIST_PIPELINES = Statement(
     f"""
-    SELECT {PIPELINE.columns("p")} FROM dp_pipelines p WHERE p.name > q.after ORDER BY p.name LIMIT q.most
+    SELECT {PIPELINE.columns("(s.p)")}, s.found
+    FROM (
+        SELECT p, name, count(*) OVER () AS found, sum(bytes) OVER (ORDER BY name) - bytes AS bytes_before
+        FROM (
+            SELECT p, name, dp_pipeline_bytes(p) AS bytes FROM dp_pipelines p
+            WHERE name > q.after ORDER BY name LIMIT q.most
+        ) p
+    ) s
+    WHERE s.bytes_before < q.bytes ORDER BY s.name
     """,
-    {"after": "text", "most": "integer"},
+    {"after": "text", "most": "integer", "bytes": "bigint"},
 )
 GET_DEPLOYMENT = Statement(
-    f"SELECT {_DEPLOYMENT} FROM dp_deployments d {_WAITING} WHERE d.id = q.id", {"id": "uuid"}
-)
-# One row without a deployment when there is a pipeline and nothing to show; none when there is no pipeline.
-HISTORY = Statement(
     f"""
-    SELECT {_DEPLOYMENT}
-    FROM dp_pipelines p
-    LEFT JOIN LATERAL (
-        SELECT * FROM dp_deployments d
-        WHERE d.pipeline_name = p.name AND d.seq < q.before
-          AND (q.statuses IS NULL OR d.status = ANY (q.statuses))
-          AND (q.reached IS NULL OR array_position(d.stages, q.reached) <= d.stage_index + 1)
-          AND (q.completed IS NULL OR array_position(d.stages, q.completed)
-               <= d.stage_index + (d.status = 'COMPLETED')::integer)
-        ORDER BY d.seq DESC LIMIT q.most
-    ) d ON true {_WAITING}
-    WHERE p.name = q.pipeline
-    ORDER BY d.seq DESC
+    SELECT {_DEPLOYMENT} FROM dp_deployments d
+    LEFT JOIN LATERAL dp_waiting_for(d.pipeline_name, d.seq) w ON d.status = 'PENDING'
+    WHERE d.id = q.id
     """,
-    {
-        "pipeline": "text",
-        "before": "bigint",
-        "most": "integer",
-        "statuses": "text[]",
-        "reached": "text",
-        "completed": "text",
-    },
+    {"id": "uuid"},
 )
-# The active deployment and those in line, next to the pipeline; the active one has no place in line.
+
+# What a PENDING deployment d of the pipeline p waits for, if its place in line is known.
+_IN_THE_WAY = """
+    LEFT JOIN dp_deployments active ON active.pipeline_name = p.name AND active.status = 'IN_PROGRESS'
+    LEFT JOIN LATERAL (
+        SELECT p.lock_owner, p.lock_reason, p.lock_expires_at WHERE dp_is_locked(p, clock_timestamp())
+    ) l ON true
+"""
+_WAITING = """
+    LEFT JOIN LATERAL (
+        SELECT {place} AS queue_position, active.id AS active_id, active.version AS active_version,
+               active.current_stage AS active_stage, active.started_at AS active_since,
+               l.lock_owner, l.lock_reason, l.lock_expires_at
+        WHERE d.status = 'PENDING'
+    ) w ON true
+"""
+
+
+def _history(found: str) -> str:
+    """Newest first. found: a SELECT of the ids, newest first, and of where the walk stopped if it stopped
+    before it was done. One row without a deployment when there is a pipeline and nothing to show; none when
+    there is no pipeline. A page has all that wait between its first and its last one."""
+    return f"""
+        SELECT {_DEPLOYMENT}, cardinality(f.ids), f.stopped_at
+        FROM dp_pipelines p {_IN_THE_WAY}
+        CROSS JOIN LATERAL ({found} OFFSET 0) f -- OFFSET: found once, not for each row
+        CROSS JOIN LATERAL (
+            SELECT count(*) AS ahead FROM dp_deployments
+            WHERE pipeline_name = p.name AND status = 'PENDING'
+              AND seq < (SELECT seq FROM dp_deployments WHERE id = f.ids[cardinality(f.ids)])
+        ) older
+        LEFT JOIN LATERAL (
+            SELECT * FROM (
+                SELECT d.*, sum(dp_bytes(d)) OVER (ORDER BY d.seq DESC) - dp_bytes(d) AS bytes_before,
+                       count(*) FILTER (WHERE d.status = 'PENDING') OVER (ORDER BY d.seq) AS place
+                FROM unnest(f.ids) i (id) JOIN dp_deployments d USING (id)
+            ) d WHERE d.bytes_before < q.bytes
+        ) d ON true {_WAITING.format(place="older.ahead + d.place")}
+        WHERE p.name = q.pipeline
+        ORDER BY d.seq DESC
+    """
+
+
+HISTORY = Statement(
+    _history("""
+        SELECT ARRAY(
+            SELECT id FROM dp_deployments
+            WHERE pipeline_name = p.name AND seq < q.before ORDER BY seq DESC LIMIT q.most
+        ) AS ids, NULL::bigint AS stopped_at
+    """),
+    {"pipeline": "text", "before": "bigint", "most": "integer", "bytes": "bigint"},
+)
+# Statuses have indexes. Stages have none: the newest WALK of those with the statuses are looked at.
+FILTERED_HISTORY = Statement(
+    _history(f"""
+        SELECT coalesce((array_agg(id ORDER BY seq DESC) FILTER (WHERE fits))[:q.most], '{{}}') AS ids,
+               CASE WHEN count(*) = {WALK} THEN min(seq) END AS stopped_at
+        FROM (
+            SELECT d.id, d.seq,
+                   (q.reached IS NULL OR array_position(d.stages, q.reached) <= d.stage_index + 1)
+                   AND (q.completed IS NULL OR array_position(d.stages, q.completed)
+                        <= d.stage_index + (d.status = 'COMPLETED')::integer) AS fits
+            FROM (
+                (SELECT * FROM dp_deployments
+                 WHERE q.statuses IS NULL AND pipeline_name = p.name AND seq < q.before
+                 ORDER BY seq DESC LIMIT {WALK})
+                UNION ALL
+                SELECT ended.* FROM unnest(q.statuses) s (status) CROSS JOIN LATERAL (
+                    SELECT * FROM dp_deployments
+                    WHERE pipeline_name = p.name AND status = s.status AND seq < q.before
+                      AND status IN ('COMPLETED', 'ROLLED_BACK', 'CANCELLED')
+                    ORDER BY seq DESC LIMIT {WALK}
+                ) ended
+                UNION ALL
+                SELECT * FROM dp_deployments
+                WHERE 'PENDING' = ANY (q.statuses) AND pipeline_name = p.name AND seq < q.before
+                  AND status = 'PENDING'
+                UNION ALL
+                SELECT * FROM dp_deployments
+                WHERE 'IN_PROGRESS' = ANY (q.statuses) AND pipeline_name = p.name AND seq < q.before
+                  AND status = 'IN_PROGRESS'
+            ) d
+            ORDER BY d.seq DESC LIMIT {WALK}
+        ) walked
+    """),
+    {**HISTORY.types, "statuses": "text[]", "reached": "text", "completed": "text"},
+)
+# One row for the pipeline, with how many wait; one for each stage, with what completed it last; one for the
+# active deployment; and one for each that waits, with its place.
 STATE = Statement(
     f"""
-    SELECT {PIPELINE.columns("p")},
-           (SELECT count(*) FROM dp_deployments WHERE pipeline_name = p.name AND status = 'PENDING'),
-           {_DEPLOYMENT}
-    FROM dp_pipelines p LEFT JOIN LATERAL (
-        (SELECT * FROM dp_deployments WHERE pipeline_name = p.name AND status = 'IN_PROGRESS')
+    SELECT k.kind, k.place, k.name, k.completed_at, {PIPELINE.columns("whole")}, {_DEPLOYMENT}
+    FROM dp_pipelines p {_IN_THE_WAY}
+    CROSS JOIN LATERAL (
+        SELECT 'PIPELINE' AS kind, count(*) AS place, NULL::text AS name, NULL::timestamptz AS completed_at,
+               NULL::uuid AS id
+        FROM dp_deployments WHERE pipeline_name = p.name AND status = 'PENDING'
         UNION ALL
-        (SELECT * FROM dp_deployments WHERE pipeline_name = p.name AND status = 'PENDING'
-         ORDER BY seq LIMIT q.most)
-    ) d ON true {_WAITING}
-    WHERE p.name = q.name
-    """,
-    {"name": "text", "most": "integer"},
-)
-STAGE_STATES = Statement(
-    f"""
-    SELECT {STAGE_STATE.columns("s", deployment="d")}
-    FROM dp_pipelines p CROSS JOIN LATERAL (
-        SELECT s.name, s.n, e.deployment_id, e.created_at AS completed_at
+        SELECT 'STAGE', s.n, s.name, e.created_at, e.deployment_id
         FROM unnest(p.stages) WITH ORDINALITY s (name, n)
         LEFT JOIN LATERAL (
             SELECT deployment_id, created_at FROM dp_events
             WHERE pipeline_name = p.name AND stage = s.name AND type IN ('ADVANCE', 'COMPLETE')
             ORDER BY event_no DESC LIMIT 1
         ) e ON true
-    ) s
-    LEFT JOIN dp_deployments d ON d.id = s.deployment_id
-    WHERE p.name = q.name ORDER BY s.n
+        UNION ALL
+        SELECT 'ACTIVE', 0, NULL, NULL, active.id WHERE active.id IS NOT NULL
+        UNION ALL
+        SELECT 'WAITING', place, NULL, NULL, id FROM (
+            SELECT id, row_number() OVER (ORDER BY seq) AS place,
+                   sum(dp_bytes(d)) OVER (ORDER BY seq) - dp_bytes(d) AS bytes_before
+            FROM dp_deployments d WHERE pipeline_name = p.name AND status = 'PENDING'
+        ) d WHERE bytes_before < q.bytes
+    ) k
+    LEFT JOIN dp_pipelines whole ON whole.name = p.name AND k.kind = 'PIPELINE'
+    LEFT JOIN dp_deployments d ON d.id = k.id {_WAITING.format(place="k.place")}
+    WHERE p.name = q.name
+    ORDER BY k.kind, k.place
     """,
-    {"name": "text"},
+    {"name": "text", "bytes": "bigint"},
 )
 PIPELINE_EVENTS = Statement(
     f"""
@@ -118,69 +208,107 @@ class Reads:
 
     def __init__(self, statements: Statements) -> None:
         self._statements = statements
+        self._long = asyncio.Semaphore(LONG_READS)
 
     async def installation(self) -> Installation:
-        [(id, key)] = await self._statements.read(INSTALLATION, {}, alone=True)
-        return Installation(id, key.bytes)
+        [(id, key, min_level)] = await self._statements.read(INSTALLATION, {}, alone=True)
+        return Installation(id, key.bytes, min_level)
+
+    async def min_level(self) -> int:
+        return (await self.installation()).min_level
 
     async def pipeline(self, name: str) -> Pipeline | None:
-        found = await self._all(PIPELINE, GET_PIPELINE, {"name": name})
-        return found[0] if found else None
+        rows = await self._statements.read(GET_PIPELINE, {"name": name})
+        return PIPELINE.read(iter(rows[0])) if rows else None
 
-    async def pipelines(self, after: str, most: int) -> list[Pipeline]:
+    async def pipelines(self, after: str, most: int) -> Part[Pipeline]:
         """In the order of their names, those after that name."""
-        return await self._all(PIPELINE, LIST_PIPELINES, {"after": after, "most": most}, alone=True)
-
-    async def state(self, name: str, most: int) -> PipelineState | None:
-        """most: of those that wait."""
-        rows = await self._statements.read(STATE, {"name": name, "most": most}, alone=True)
-        read = [(PIPELINE.read(row), COUNT.read(row), QUEUEABLE.read(row)) for row in map(iter, rows)]
-        if not read or (pipeline := read[0][0]) is None:
-            return None
-        deployments = [deployment for _, _, deployment in read if deployment]
-        stages = await self._all(STAGE_STATE, STAGE_STATES, {"name": name}, alone=True)
-        return PipelineState(
-            pipeline,
-            next((d for d in deployments if not d.waiting), None),
-            sorted((d for d in deployments if d.waiting), key=lambda d: d.seq),
-            read[0][1],
-            stages,
-        )
+        values = {"after": after, "most": most + 1, "bytes": MAX_PAGE_BYTES}
+        async with self._a_long_read():
+            rows = await self._statements.read(LIST_PIPELINES, values, alone=True)
+        read = [(PIPELINE.read(row), _NUMBER.read(row)) for row in map(iter, rows)]
+        items = [pipeline for pipeline, _ in read[:most] if pipeline]
+        return Part(items, items[-1].name if read and (read[0][1] or 0) > len(items) else None)
 
     async def deployment(self, id: UUID) -> Deployment | None:
-        found = await self._all(QUEUEABLE, GET_DEPLOYMENT, {"id": id})
-        return found[0] if found else None
+        rows = await self._statements.read(GET_DEPLOYMENT, {"id": id})
+        return QUEUEABLE.read(iter(rows[0])) if rows else None
 
     async def history(
         self, pipeline: str, where: HistoryFilter, before: int, most: int
-    ) -> list[Deployment] | None:
-        """Newest first, those with a seq below `before`. None: there is no such pipeline."""
-        values = {
-            "pipeline": pipeline,
-            "before": before,
-            "most": most,
-            "statuses": list(where.statuses) or None,
+    ) -> Part[Deployment] | None:
+        """Newest first, those with a seq below `before`; goes on before a seq. None: there is no such
+        pipeline."""
+        values = {"pipeline": pipeline, "before": before, "most": most + 1, "bytes": BYTES_TOGETHER}
+        if most <= ROWS_TOGETHER and where == HistoryFilter():
+            part = _history_part(await self._statements.read(HISTORY, values), most)
+            if part is None or part.next is None or len(part.items) == most:
+                return part
+        values |= {
+            "bytes": MAX_PAGE_BYTES,
+            "statuses": sorted(set(where.statuses)) or None,
             "reached": where.reached_stage or None,
             "completed": where.completed_stage or None,
         }
-        rows = await self._statements.read(HISTORY, values, alone=most > ROWS_TOGETHER)
-        if not rows:
-            return None
-        read = (QUEUEABLE.read(iter(row)) for row in rows)
-        return [deployment for deployment in read if deployment]
+        statement = HISTORY if where == HistoryFilter() else FILTERED_HISTORY
+        async with self._a_long_read():
+            return _history_part(await self._statements.read(statement, values, alone=True), most)
 
-    async def pipeline_events(self, name: str, after: int, most: int) -> list[LoggedEvent]:
+    async def state(self, name: str) -> PipelineState | None:
+        async with self._a_long_read():
+            rows = await self._statements.read(STATE, {"name": name, "bytes": MAX_PAGE_BYTES}, alone=True)
+        pipeline: Pipeline | None = None
+        active: Deployment | None = None
+        pending_count = 0
+        queue: list[Deployment] = []
+        stages: list[StageState] = []
+        for row in map(iter, rows):
+            kind, place = _TEXT.read(row), _NUMBER.read(row)
+            stage, completed_at = _TEXT.read(row), _TIME.read(row)
+            whole, deployment = PIPELINE.read(row), QUEUEABLE.read(row)
+            if kind == "PIPELINE":
+                pipeline, pending_count = whole, place or 0
+            elif kind == "STAGE":
+                stages.append(StageState(stage or "", completed_at, deployment))
+            elif kind == "ACTIVE":
+                active = deployment
+            elif deployment:
+                queue.append(deployment)
+        return PipelineState(pipeline, active, queue, pending_count, stages) if pipeline else None
+
+    async def pipeline_events(self, name: str, after: int, most: int) -> Part[LoggedEvent]:
         """Oldest first, those with an event_no above `after`."""
-        return await self._all(
-            EVENT, PIPELINE_EVENTS, {"name": name, "after": after, "most": most}, alone=True
-        )
+        return await self._events(PIPELINE_EVENTS, {"name": name, "after": after, "most": most + 1}, most)
 
-    async def deployment_events(self, id: UUID, after: int, most: int) -> list[LoggedEvent]:
-        """As `pipeline_events`."""
-        return await self._all(EVENT, DEPLOYMENT_EVENTS, {"id": id, "after": after, "most": most}, alone=True)
+    async def deployment_events(self, id: UUID, after: int, most: int) -> Part[LoggedEvent]:
+        """Like `pipeline_events`."""
+        return await self._events(DEPLOYMENT_EVENTS, {"id": id, "after": after, "most": most + 1}, most)
 
-    async def _all(
-        self, shape: Shape[Any], statement: Statement, values: Mapping[str, Any], *, alone: bool = False
-    ) -> list[Any]:
-        rows: Sequence[Any] = await self._statements.read(statement, values, alone=alone)
-        return [shape.read(iter(row)) for row in rows]
+    async def _events(self, statement: Statement, values: Values, most: int) -> Part[LoggedEvent]:
+        async with self._a_long_read():
+            rows = await self._statements.read(statement, values, alone=True)
+        items = [event for row in rows[:most] if (event := EVENT.read(iter(row)))]
+        return Part(items, items[-1].event_no if len(rows) > most else None)
+
+    @contextlib.asynccontextmanager
+    async def _a_long_read(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(call.remaining()):
+                await self._long.acquire()
+        except TimeoutError as error:
+            raise Overloaded from error
+        try:
+            yield
+        finally:
+            self._long.release()
+
+
+def _history_part(rows: Sequence[Any], most: int) -> Part[Deployment] | None:
+    if not rows:
+        return None
+    read = [(QUEUEABLE.read(row), _NUMBER.read(row), _NUMBER.read(row)) for row in map(iter, rows)]
+    items = [deployment for deployment, _, _ in read[:most] if deployment]
+    _, found, stopped_at = read[0]
+    if found and found > len(items):
+        return Part(items, items[-1].seq)
+    return Part(items, stopped_at)

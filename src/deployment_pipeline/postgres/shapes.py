@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from deployment_pipeline.model import CauseCode, Deployment, Lock, LoggedEvent, Pipeline, StageState, Waiting
+from deployment_pipeline.model import CauseCode, Deployment, Lock, LoggedEvent, Pipeline, Waiting
 from deployment_pipeline.states import EventType, Status
 
 T = TypeVar("T")
@@ -89,7 +89,6 @@ WAITING = Shape(Waiting)
 DEPLOYMENT = Shape(Deployment, read=_DEPLOYMENT)
 # A deployment that may be PENDING.
 QUEUEABLE = Shape(Deployment, read=_DEPLOYMENT, parts={"waiting": WAITING})
-STAGE_STATE = Shape(StageState, parts={"deployment": DEPLOYMENT})
 EVENT = Shape(
     LoggedEvent,
     # The service's own request ids are nobody's business.
@@ -97,4 +96,3 @@ EVENT = Shape(
     read={"type": EventType, "from_status": Status, "to_status": Status},
 )
 STARTED = Column[UUID | None]()
-COUNT = Column[int]()

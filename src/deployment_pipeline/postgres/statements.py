@@ -37,8 +37,8 @@ class Statement:
     def __init__(self, select: str, types: Mapping[str, str], *, waits: bool = False) -> None:
         self.waits = waits
         self._select = select
-        self._types = {**types, "wait_ms": "integer"} if waits else types
-        columns = ", ".join(f"{name} {type}" for name, type in {"n": "integer", **self._types}.items())
+        self.types = {**types, "wait_ms": "integer"} if waits else types
+        columns = ", ".join(f"{name} {type}" for name, type in {"n": "integer", **self.types}.items())
         self.one = self.of(lambda name: f"%({name})s").encode()
         self.many = (
             f"SELECT q.n, r.* FROM json_to_recordset(%(batch)s::json) q ({columns})"
@@ -47,9 +47,9 @@ class Statement:
 
     def of(self, value: Callable[[str], str]) -> str:
         """The text for one call, with these values."""
-        if not self._types:
+        if not self.types:
             return self._select
-        row = ", ".join(f"{value(name)}::{type} AS {name}" for name, type in self._types.items())
+        row = ", ".join(f"{value(name)}::{type} AS {name}" for name, type in self.types.items())
         return f"SELECT r.* FROM (SELECT {row}) q CROSS JOIN LATERAL ({self._select}) r"
 
     def must_wait(self, rows: Sequence[Row]) -> bool:
@@ -164,8 +164,8 @@ class Statements:
     ) -> list[Row]:
         rows = await self._connections.execute(connection, query, values, seconds)
         if statement.waits and connection.not_replicated:
-            # It was committed here, and nowhere else for sure.
-            raise Lost(executed=True)
+            # It was committed here, and maybe nowhere else: asking again would only wait again.
+            raise Unconfirmed
         return rows
 
 

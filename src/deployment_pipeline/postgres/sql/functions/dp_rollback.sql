@@ -18,10 +18,9 @@ BEGIN
         outcome := 'DEPLOYMENT_NOT_IN_PROGRESS';
     END IF;
     IF outcome = 'OK' AND p_redeploy_last_completed THEN
-        SELECT version INTO v_version FROM dp_deployments
-        WHERE pipeline_name = deployment.pipeline_name AND status = 'COMPLETED'
-          AND version <> deployment.version
-        ORDER BY seq DESC LIMIT 1;
+        SELECT version INTO v_version FROM dp_versions
+        WHERE pipeline_name = deployment.pipeline_name AND version <> deployment.version
+        ORDER BY completed_no DESC LIMIT 1;
         IF NOT FOUND THEN
             outcome := 'NO_KNOWN_GOOD';
         END IF;

@@ -1,0 +1,169 @@
+"""Two releases overlap: the one before runs on this one's schema, and each reads what the other wrote."""
+
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import grpc
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from deployment_pipeline.postgres import migrate
+from support.clients import Client, Refused, TypedClient
+from support.releases import unpack
+from support.servers import Server, server
+from support.stores import Stores, scratch_folder
+
+STAGES = ["build", "test", "deploy"]
+
+
+@pytest.fixture(scope="module")
+def before(stores: Stores) -> Iterator[Server]:
+    """A server of the release before."""
+    with scratch_folder() as folder, server(stores, {**unpack(folder), "DP_LOG_LEVEL": "error"}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+async def old(before: Server) -> AsyncIterator[Client]:
+    async with grpc.aio.insecure_channel(before.address) as channel:
+        yield TypedClient(channel)
+
+
+async def test_it_is_another_release(before: Server, client: Client, sql: psycopg.Connection) -> None:
+    names = sql.execute("SELECT DISTINCT application_name FROM pg_stat_activity").fetchall()
+    assert len([name for (name,) in names if name.startswith("deployment-pipeline/")]) == 2
+
+
+async def test_every_call_of_the_release_before_works_on_this_schema(
+    old: Client, new_name: Callable[[], str]
+) -> None:
+    name = new_name()
+
+    async def call(method: str, **fields: Any) -> Any:
+        return await old.call(method, **fields)
+
+    async def trigger(version: str, on_busy: int = 0) -> Any:
+        return await call("TriggerDeployment", pipeline_name=name, version=version, on_busy=on_busy)
+
+    await call("CreatePipeline", name=name, stages=STAGES, labels={"team": "shop"})
+    await call("UpdatePipeline", name=name, description="d")
+    first = await trigger("1")
+    with pytest.raises(Refused) as refused:
+        await trigger("2")
+    assert refused.value.reason == "PIPELINE_BUSY"
+    for stage in STAGES:
+        first = await call("AdvanceStage", deployment_id=first.id, expected_stage=stage)
+    assert first.status_name == "COMPLETED"
+    second = await trigger("2")
+    waiting = await trigger("3", on_busy=2)
+    assert waiting.queue_position == 1
+    newer = await trigger("4", on_busy=3)
+    rolled_back = await call("Rollback", deployment_id=second.id, redeploy_last_completed=True)
+    state = await call("GetPipelineState", name=name)
+    assert (state.active.id, state.active.version) == (rolled_back.redeployed_by, "1")
+    assert [d.id for d in state.queue] == [newer.id]
+    await call("LockPipeline", name=name, reason="r")
+    await call("CancelDeployment", deployment_id=state.active.id)
+    assert (await call("UnlockPipeline", name=name, start_next=True)).started.id == newer.id
+    history = await call("GetHistory", pipeline_name=name, statuses=[3], reached_stage="test")
+    assert [d.version for d in history.deployments] == ["1"]
+    assert (await call("GetDeploymentStatus", deployment_id=waiting.id)).cause.code == 3
+    assert len((await call("ListEvents", pipeline_name=name)).events) == 16
+    assert (await call("GetPipeline", name=name)).revision == 2
+    await call("ListPipelines", page_size=1)
+
+
+@pytest.mark.parametrize("first_is_old", [True, False])
+async def test_i1_i2_a_request_sent_to_one_release_is_recognised_by_the_other(
+    old: Client, client: Client, new_name: Callable[[], str], first_is_old: bool
+) -> None:
+    first, other = (old, client) if first_is_old else (client, old)
+    name = new_name()
+
+    async def twice(method: str, **fields: Any) -> Any:
+        made = await first.call(method, **fields, request_id=method)
+        again = await other.call(method, **fields, request_id=method)
+        assert not made.replayed
+        assert again.replayed
+        return made
+
+    await twice("CreatePipeline", name=name, stages=STAGES, labels={"b": "1", "a": "2"}, max_pending=7)
+    await twice("UpdatePipeline", name=name, description="d", expected_revision=1)
+    await twice("LockPipeline", name=name, reason="r", owner="ops", expires_at={"seconds": 4_000_000_000})
+    await twice("UnlockPipeline", name=name, start_next=True, reason="r")
+    made = await twice("TriggerDeployment", pipeline_name=name, version="1", on_busy=2, labels={"ü": "1"})
+    await twice("AdvanceStage", deployment_id=made.id, expected_stage="build", reason="r")
+    await twice("Rollback", deployment_id=made.id, redeploy_version="0", reason="r")
+    made = await first.call("TriggerDeployment", pipeline_name=name, version="2", on_busy=2)
+    await twice("CancelDeployment", deployment_id=made.id)
+    with pytest.raises(Refused) as refused:
+        await other.call("CancelDeployment", deployment_id=made.id, reason="r", request_id="CancelDeployment")
+    assert refused.value.reason == "REQUEST_ID_REUSED"
+
+
+@pytest.mark.parametrize("first_is_old", [True, False])
+async def test_a_page_token_of_one_release_leads_on_in_the_other(
+    old: Client, client: Client, pipeline: str, first_is_old: bool
+) -> None:
+    first, other = (old, client) if first_is_old else (client, old)
+    for version in "123":
+        made = await client.call("TriggerDeployment", pipeline_name=pipeline, version=version)
+        await client.call("CancelDeployment", deployment_id=made.id)
+    asked: dict[str, Any] = {"pipeline_name": pipeline, "limit": 2, "statuses": [5]}
+    page = await first.call("GetHistory", **asked)
+    rest = await other.call("GetHistory", **asked, page_token=page.next_page_token)
+    assert [d.version for d in [*page.deployments, *rest.deployments]] == ["3", "2", "1"]
+    assert not rest.next_page_token
+
+
+@pytest.fixture
+def future(stores: Stores, sql: psycopg.Connection) -> Iterator[str]:
+    """A database in which a later release has stored what this one does not know."""
+    name = f"dp_future_{uuid.uuid4().hex[:8]}"
+    sql.execute(f"CREATE DATABASE {name}".encode())
+    url = make_conninfo(stores.database_url, dbname=name)
+    try:
+        migrate.migrate(url)
+        with psycopg.connect(url, autocommit=True) as later:
+            for kind in ("status", "started", "completed", "cause"):
+                later.execute(f"ALTER TABLE dp_deployments DROP CONSTRAINT dp_deployments_{kind}".encode())
+            later.execute("ALTER TABLE dp_events DROP CONSTRAINT dp_events_law")
+        yield url
+    finally:
+        sql.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@pytest.mark.parametrize("is_old", [True, False])
+async def test_what_a_later_release_stored_is_read_as_unspecified(
+    stores: Stores, before: Server, future: str, is_old: bool
+) -> None:
+    settings = {"DP_DATABASE_URL": as_url(future)}
+    if is_old:
+        settings["PYTHONPATH"] = before.settings["PYTHONPATH"]
+    with server(stores, settings) as running:
+        async with grpc.aio.insecure_channel(running.address) as channel:
+            client = TypedClient(channel)
+            await client.call("CreatePipeline", name="shop", stages=STAGES)
+            made = await client.call("TriggerDeployment", pipeline_name="shop", version="1")
+            with psycopg.connect(future, autocommit=True) as later:
+                later.execute(
+                    "UPDATE dp_deployments SET status = 'PAUSED', cause = 'TIMED_OUT', cause_message = 'late'"
+                )
+                later.execute(
+                    "UPDATE dp_events SET type = 'PAUSE', to_status = 'PAUSED' WHERE type = 'TRIGGER'"
+                )
+            status = await client.call("GetDeploymentStatus", deployment_id=made.id)
+            assert (status.status, status.cause.code, status.cause.message) == (0, 0, "late")
+            [shown] = (await client.call("GetHistory", pipeline_name="shop")).deployments
+            assert shown == status.message
+            events = (await client.call("ListEvents", pipeline_name="shop")).events
+            assert [(event.type, event.to_status) for event in events] == [(1, 0), (0, 0)]
+            assert (await client.call("GetPipelineState", name="shop")).pending_count == 0
+
+
+def as_url(conninfo: str) -> str:
+    parts = psycopg.conninfo.conninfo_to_dict(conninfo)
+    database = parts.pop("dbname")
+    return f"postgresql:///{database}?" + "&".join(f"{key}={value}" for key, value in parts.items())
