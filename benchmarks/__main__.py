@@ -13,12 +13,13 @@ from typing import Any
 import uvloop
 
 from benchmarks import floor, growth, load, report
-from benchmarks.rig import WORKERS, Rig, rig
+from benchmarks.rig import STAGES, WORKERS, Rig, rig
 from dp.v1 import deployment_pipeline_pb2 as pb
 
 RESULTS = Path(__file__).parent / "results"
 PIPELINES = 2000
 CALLERS = 128
+CROWD = 512
 HOT_PIPELINES = 4
 LEASE_SECONDS = 2.0
 HERD = 1000
@@ -78,6 +79,12 @@ class Bench:
         await self.per_second("status", self.service.address, load.calls(load.STATUS, status))
         pages = [pb.GetHistoryRequest(pipeline_name=f"grown-{n}", limit=PAGE) for n in range(PIPELINES)]
         await self.per_second("history", self.service.address, load.calls(load.HISTORY, pages))
+        create = pb.CreatePipelineRequest(name="service-0", stages=STAGES, max_pending=100)
+        beside = load.calls(load.STATUS, status)
+        isolated = await load.lone_beside(
+            self.service.address, load.CREATE, create, beside, CROWD, self.seconds
+        )
+        self.note("isolated create", isolated)
         await self.refusals()
         await self.lone()
 
@@ -181,6 +188,7 @@ async def run(rounds: int, seconds: float, deployments: int) -> dict[str, Any]:
         "lone_trigger_without_gathering_ms": bench.median("trigger alone"),
         "lone_advance_ms": bench.median("advance gathered"),
         "lone_advance_without_gathering_ms": bench.median("advance alone"),
+        "isolated_create_ms": bench.median("isolated create"),
         "herd_seconds": herd_seconds,
         "herd_started": statuses.get(load.OK, 0),
         "growth_ratio": max(grown.values()),

@@ -23,6 +23,8 @@ FILL = """
     SELECT pipeline_name, seq + 1, id, 'COMPLETE', stages[{last} + 1], 'IN_PROGRESS', 'COMPLETED',
            '', 'auto-' || id, completed_at
     FROM dp_deployments;
+    INSERT INTO dp_versions (pipeline_name, version, completed_no, completed_id)
+    SELECT pipeline_name, version, seq + 1, id FROM dp_deployments;
     UPDATE dp_pipelines SET last_seq = {count} / {pipelines}, last_event_no = {count} / {pipelines} + 1
     WHERE name LIKE 'grown-%';
 """
@@ -31,7 +33,8 @@ FILL = """
 def fill(rig: Rig, database: str, count: int) -> list[str]:
     """Load so many completed deployments. Returns the ids of some."""
     indexes = rig.sql(
-        "SELECT indexname, indexdef FROM pg_indexes WHERE tablename IN ('dp_deployments', 'dp_events')"
+        "SELECT indexname, indexdef FROM pg_indexes"
+        " WHERE tablename IN ('dp_deployments', 'dp_events', 'dp_versions')"
         " AND indexname NOT IN (SELECT conname FROM pg_constraint)",
         database=database,
     )

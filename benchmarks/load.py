@@ -16,6 +16,7 @@ from dp.v1 import deployment_pipeline_pb2 as pb
 SERVICE = "/dp.v1.DeploymentPipeline/"
 TRIGGER, ADVANCE = SERVICE + "TriggerDeployment", SERVICE + "AdvanceStage"
 STATUS, HISTORY = SERVICE + "GetDeploymentStatus", SERVICE + "GetHistory"
+CREATE = SERVICE + "CreatePipeline"
 OK, FAILED_PRECONDITION = 0, 9
 WARM_UP_SECONDS = 0.3
 CONNECTIONS = 32
@@ -123,6 +124,17 @@ def calls(path: str, requests: Sequence[Message], expected: int = OK) -> Work:
         )
 
     return work
+
+
+async def lone_beside(
+    address: str, path: str, request: Message, crowd: Work, callers: int, seconds: float
+) -> float:
+    """The median of one call at a time, in milliseconds, while so many callers make others."""
+    beside = asyncio.create_task(measure(address, crowd, callers, seconds))
+    await asyncio.sleep(WARM_UP_SECONDS)
+    measured = await measure(address, calls(path, [request]), 1, seconds - WARM_UP_SECONDS)
+    await beside
+    return measured.percentile(50)
 
 
 async def herd(address: str, pipeline: str, size: int) -> tuple[float, dict[int, int]]:

@@ -45,6 +45,7 @@ def table(result: dict[str, Any]) -> str:
         ("GetHistory of 50, calls/s", result["history_per_second"], ""),
         ("refused triggers, calls/s", refused, f"{refused / echo:.2f} of echo; {by_redis:.2%} by Redis"),
         ("  statements a T_c, pipeline, worker", result["refused_statements_per_lease"], ""),
+        ("a lone CreatePipeline beside 512 status calls, ms", result["isolated_create_ms"], ""),
         (
             "a lone trigger, ms",
             result["lone_trigger_ms"],

@@ -25,6 +25,7 @@ MAX_REQUEST_ID_BYTES = 128
 MAX_LISTED = 16
 MAX_PAGE = 1000
 DEFAULT_PAGE = 50
+DEFAULT_QUEUE = 100
 # Clients refuse messages beyond 4 MiB unless told otherwise; one more item must fit, too.
 MAX_PAGE_BYTES = 3 * 1024 * 1024
 MAX_PENDING = 1000
@@ -146,10 +147,10 @@ class Rules:
         for i, value in enumerate(values):
             self.one_of(f"{field}[{i}]", value, allowed)
 
-    def page_size(self, field: str, value: int) -> int:
-        """The size to use: DEFAULT_PAGE for 0."""
+    def page_size(self, field: str, value: int, default: int = DEFAULT_PAGE) -> int:
+        """The size to use: the default for 0."""
         self.whole(field, value, 0, MAX_PAGE)
-        return value or DEFAULT_PAGE
+        return value or default
 
     def uuid(self, field: str, value: UUID | str) -> UUID:
         """The parsed id; the nil UUID (never used, for `check` raises) if it is broken."""

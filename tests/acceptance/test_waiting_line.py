@@ -1,6 +1,7 @@
 """The waiting line: who waits, where, for whom, and what starts it."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -197,3 +198,19 @@ async def test_a_deployment_in_line_keeps_the_stages_of_its_trigger(client: Clie
             passed.append(current.current_stage)
             current = await client.call("AdvanceStage", deployment_id=deployment.id)
         assert (current.status_name, passed) == ("COMPLETED", stages)
+
+
+async def test_the_state_shows_the_head_of_a_long_queue_and_counts_it(
+    client: Client, new_name: Callable[[], str]
+) -> None:
+    name = new_name()
+    await client.call("CreatePipeline", name=name, stages=["a"], max_pending=103)
+    made = [await trigger(client, name, str(n)) for n in range(104)]
+    for limit, shown in ((0, 100), (103, 103), (2, 2)):
+        state = await client.call("GetPipelineState", name=name, queue_limit=limit)
+        assert [d.id for d in state.queue] == [d.id for d in made[1 : shown + 1]]
+        assert [d.queue_position for d in state.queue] == list(range(1, shown + 1))
+        assert state.pending_count == 103
+    with pytest.raises(Refused) as refused:
+        await client.call("GetPipelineState", name=name, queue_limit=1001)
+    assert refused.value.facts["fields"] == "queue_limit"

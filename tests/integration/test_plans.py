@@ -116,7 +116,7 @@ def sequential_scans(url: str) -> dict[str, int]:
 
 
 async def active(postgres: Postgres) -> Deployment:
-    state = await postgres.reads.state(BUSY)
+    state = await postgres.reads.state(BUSY, 1)
     assert state
     assert state.active
     return state.active
@@ -141,7 +141,7 @@ async def every_statement(postgres: Postgres) -> None:
     await postgres.probe()
     assert await read.pipeline(BUSY)
     assert await read.pipelines("p-1", 10)
-    assert await read.state(BUSY)
+    assert await read.state(BUSY, 10)
     assert await read.deployment((await active(postgres)).id)
     for where in (
         HistoryFilter(),

@@ -148,7 +148,7 @@ async def test_o4_places_in_line_are_the_same_wherever_they_are_read(
         for where in (HistoryFilter(), HistoryFilter((Status.PENDING, Status.CANCELLED))):
             found = await pages(postgres, pipeline, where, most)
             assert places([d for page in found for d in page.items]) == expected
-    state = await postgres.reads.state(pipeline)
+    state = await postgres.reads.state(pipeline, 1000)
     assert state
     assert state.active
     assert (state.active.id, state.active.waiting) == (active.id, None)
@@ -156,6 +156,9 @@ async def test_o4_places_in_line_are_the_same_wherever_they_are_read(
     assert places(list(state.queue)) == expected
     assert {d.waiting.active_id for d in state.queue if d.waiting} == {active.id}
     assert state.pending_count == 6
+    state = await postgres.reads.state(pipeline, 2)
+    assert state
+    assert (places(list(state.queue)), state.pending_count) == (dict(list(expected.items())[:2]), 6)
 
 
 async def test_a_long_line_of_heavy_deployments_is_cut_and_counted(
@@ -169,7 +172,7 @@ async def test_a_long_line_of_heavy_deployments_is_cut_and_counted(
         " FROM dp_pipelines, generate_series(1, 80) n WHERE name = %s",
         (psycopg.types.json.Jsonb(HEAVY), pipeline),
     )
-    state = await postgres.reads.state(pipeline)
+    state = await postgres.reads.state(pipeline, 1000)
     assert state
     assert state.pending_count == 80
     assert [d.seq for d in state.queue] == list(range(2, 2 + len(state.queue)))

@@ -1038,16 +1038,20 @@ class GetPipelineStateRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    QUEUE_LIMIT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required."""
+    queue_limit: _builtins.int
+    """How many of the deployments that wait to show, 1 to 1000. 0: 100."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        queue_limit: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "queue_limit", b"queue_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1063,7 +1067,7 @@ class PipelineState(_message.Message):
     PENDING_COUNT_FIELD_NUMBER: _builtins.int
     STAGES_FIELD_NUMBER: _builtins.int
     pending_count: _builtins.int
-    """How many deployments are PENDING, including those that did not fit into queue."""
+    """How many deployments are PENDING, including those that queue does not show."""
     @_builtins.property
     def pipeline(self) -> Global___Pipeline: ...
     @_builtins.property
@@ -1072,7 +1076,7 @@ class PipelineState(_message.Message):
 
     @_builtins.property
     def queue(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeploymentStatus]:
-        """The PENDING deployments, the next one to start first; at most 3 MiB of them."""
+        """The PENDING deployments, the next one to start first; at most queue_limit and 3 MiB of them."""
 
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageState]:

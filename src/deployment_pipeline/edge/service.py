@@ -81,7 +81,7 @@ class DeploymentPipelineService(pb_grpc.DeploymentPipelineServicer):
     async def GetPipelineState(
         self, request: pb.GetPipelineStateRequest, context: Context
     ) -> pb.PipelineState:
-        return convert.state(await self._engine.reads.state(request.name))
+        return convert.state(await self._engine.reads.state(request.name, request.queue_limit))
 
     async def ListEvents(self, request: pb.ListEventsRequest, context: Context) -> pb.ListEventsResponse:
         subject = request.WhichOneof("subject")

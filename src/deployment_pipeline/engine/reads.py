@@ -5,7 +5,7 @@ from typing import TypeVar
 from uuid import UUID
 
 from deployment_pipeline.engine.page_token import PageTokens
-from deployment_pipeline.fields import MAX_NUMBER, Rules
+from deployment_pipeline.fields import DEFAULT_QUEUE, MAX_NUMBER, Rules
 from deployment_pipeline.model import (
     Deployment,
     HistoryFilter,
@@ -45,11 +45,13 @@ class Reads:
         rules.check()
         return _page(await self._reads.pipelines(after, size), tokens, lambda last: last.name)
 
-    async def state(self, name: str) -> PipelineState:
+    async def state(self, name: str, queue_limit: int) -> PipelineState:
+        """queue_limit: how many of those that wait to show; 0: DEFAULT_QUEUE."""
         rules = Rules()
         rules.name("name", name)
+        most = rules.page_size("queue_limit", queue_limit, DEFAULT_QUEUE)
         rules.check()
-        state = await self._reads.state(name)
+        state = await self._reads.state(name, most)
         if state is None:
             raise PipelineNotFound(name)
         return state

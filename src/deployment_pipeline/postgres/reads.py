@@ -30,8 +30,8 @@ from deployment_pipeline.refusals import Overloaded
 ROWS_TOGETHER = 100
 # So are those with more bytes than that.
 BYTES_TOGETHER = 128 * 1024
-# How many long reads a process has in its memory at once.
-LONG_READS = 2
+# How many long reads a process makes at once: they fill its memory, and keep Postgres from serving others.
+LONG_READS = 1
 # How many deployments are looked at for one page, if there is no index for what they are looked at for.
 WALK = 10_000
 
@@ -176,8 +176,11 @@ STATE = Statement(
         UNION ALL
         SELECT 'WAITING', place, NULL, NULL, id FROM (
             SELECT id, row_number() OVER (ORDER BY seq) AS place,
-                   sum(dp_bytes(d)) OVER (ORDER BY seq) - dp_bytes(d) AS bytes_before
-            FROM dp_deployments d WHERE pipeline_name = p.name AND status = 'PENDING'
+                   sum(bytes) OVER (ORDER BY seq) - bytes AS bytes_before
+            FROM (
+                SELECT id, seq, dp_bytes(d) AS bytes FROM dp_deployments d
+                WHERE pipeline_name = p.name AND status = 'PENDING' ORDER BY seq LIMIT q.most
+            ) d
         ) d WHERE bytes_before < q.bytes
     ) k
     LEFT JOIN dp_pipelines whole ON whole.name = p.name AND k.kind = 'PIPELINE'
@@ -185,7 +188,7 @@ STATE = Statement(
     WHERE p.name = q.name
     ORDER BY k.kind, k.place
     """,
-    {"name": "text", "bytes": "bigint"},
+    {"name": "text", "most": "integer", "bytes": "bigint"},
 )
 PIPELINE_EVENTS = Statement(
     f"""
@@ -224,7 +227,7 @@ class Reads:
     async def pipelines(self, after: str, most: int) -> Part[Pipeline]:
         """In the order of their names, those after that name."""
         values = {"after": after, "most": most + 1, "bytes": MAX_PAGE_BYTES}
-        async with self._a_long_read():
+        async with self._turn(most):
             rows = await self._statements.read(LIST_PIPELINES, values, alone=True)
         read = [(PIPELINE.read(row), _NUMBER.read(row)) for row in map(iter, rows)]
         items = [pipeline for pipeline, _ in read[:most] if pipeline]
@@ -251,12 +254,14 @@ class Reads:
             "completed": where.completed_stage or None,
         }
         statement = HISTORY if where == HistoryFilter() else FILTERED_HISTORY
-        async with self._a_long_read():
+        async with self._turn(None):
             return _history_part(await self._statements.read(statement, values, alone=True), most)
 
-    async def state(self, name: str) -> PipelineState | None:
-        async with self._a_long_read():
-            rows = await self._statements.read(STATE, {"name": name, "bytes": MAX_PAGE_BYTES}, alone=True)
+    async def state(self, name: str, most: int) -> PipelineState | None:
+        """most: how many of those that wait."""
+        values = {"name": name, "most": most, "bytes": MAX_PAGE_BYTES}
+        async with self._turn(most):
+            rows = await self._statements.read(STATE, values, alone=True)
         pipeline: Pipeline | None = None
         active: Deployment | None = None
         pending_count = 0
@@ -285,13 +290,17 @@ class Reads:
         return await self._events(DEPLOYMENT_EVENTS, {"id": id, "after": after, "most": most + 1}, most)
 
     async def _events(self, statement: Statement, values: Values, most: int) -> Part[LoggedEvent]:
-        async with self._a_long_read():
+        async with self._turn(most):
             rows = await self._statements.read(statement, values, alone=True)
         items = [event for row in rows[:most] if (event := EVENT.read(iter(row)))]
         return Part(items, items[-1].event_no if len(rows) > most else None)
 
     @contextlib.asynccontextmanager
-    async def _a_long_read(self) -> AsyncIterator[None]:
+    async def _turn(self, most: int | None) -> AsyncIterator[None]:
+        """To read so many rows; None: to read for long. A short read waits for nobody."""
+        if most is not None and most <= ROWS_TOGETHER:
+            yield
+            return
         try:
             async with asyncio.timeout(call.remaining()):
                 await self._long.acquire()
