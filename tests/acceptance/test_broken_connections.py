@@ -17,6 +17,7 @@ from deployment_pipeline.run.settings import Settings
 from support import audit
 from support.clients import Client, Refused, TypedClient
 from support.proxy import Proxy, postgres_proxy
+from support.steps import advance, cancel, status, trigger
 
 
 @pytest.fixture
@@ -30,17 +31,17 @@ async def behind(settings: Settings) -> AsyncIterator[tuple[Client, Proxy]]:
         yield TypedClient(channel), proxy
 
 
-async def lives(client: Client, pipeline: str) -> list[tuple[str, dict[str, Any]]]:
-    """One call of each kind that changes something, without a request_id."""
-    id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version="0")).id
-    await client.call("AdvanceStage", deployment_id=id)
+async def changes_of_each_kind(client: Client, pipeline: str) -> list[tuple[str, dict[str, Any]]]:
+    """Calls that change something, one of each kind, without a request_id."""
+    id = (await trigger(client, pipeline, "0")).id
+    await advance(client, id)
     return [
         ("AdvanceStage", {"deployment_id": id}),
         ("Rollback", {"deployment_id": id, "redeploy_version": "1"}),
         ("LockPipeline", {"name": pipeline, "reason": "r"}),
         ("UnlockPipeline", {"name": pipeline}),
         ("UpdatePipeline", {"name": pipeline, "description": "d"}),
-        ("TriggerDeployment", {"pipeline_name": pipeline, "version": "2", "on_busy": 2}),
+        ("TriggerDeployment", {"pipeline_name": pipeline, "version": "2", "on_busy": "QUEUE"}),
     ]
 
 
@@ -52,9 +53,9 @@ async def test_d1_an_answer_that_gets_lost_is_asked_for_again_and_nothing_is_don
     # Once with every answer, so that each statement is prepared and what gets lost later is a commit.
     warm = f"{pipeline}-warm"
     await client.call("CreatePipeline", name=warm, stages=["a", "b", "c"])
-    for method, fields in await lives(client, warm):
+    for method, fields in await changes_of_each_kind(client, warm):
         await client.call(method, **fields)
-    for number, (method, fields) in enumerate(await lives(client, pipeline)):
+    for number, (method, fields) in enumerate(await changes_of_each_kind(client, pipeline)):
         before = sql.execute("SELECT last_event_no FROM dp_pipelines WHERE name = %s", [pipeline]).fetchone()
         setattr(proxy, how, True)
         await client.call(method, **fields)
@@ -74,9 +75,9 @@ async def test_l5_terminated_backends_cost_no_call(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE starts_with(application_name, 'deployment-pipeline/')"
         )
-        id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id
-        assert (await client.call("GetDeploymentStatus", deployment_id=id)).status_name == "IN_PROGRESS"
-        await client.call("CancelDeployment", deployment_id=id)
+        id = (await trigger(client, pipeline)).id
+        assert (await status(client, id)).status_name == "IN_PROGRESS"
+        await cancel(client, id)
 
 
 async def test_l3_l5_an_outage_that_fills_every_queue_ends_with_it(

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import grpc
 import pytest
 
-from support.clients import Client, Refused
+from support.clients import Answer, Client, Refused
+from support.steps import advance, cancel, complete, outcome, refusal, rollback, status, trigger
 
 STAGES = ["build", "test", "staging", "deploy"]
 
@@ -34,19 +35,18 @@ async def test_create_pipeline(client: Client, new_name: Callable[[], str]) -> N
 
 
 async def test_trigger_deployment(client: Client, pipeline: str) -> None:
-    triggered = await client.call("TriggerDeployment", pipeline_name=pipeline, version="1.0.0")
+    triggered = await trigger(client, pipeline, "1.0.0")
     assert (triggered.pipeline_name, triggered.version) == (pipeline, "1.0.0")
     assert (triggered.status_name, triggered.current_stage) == ("IN_PROGRESS", "build")
     assert triggered.HasField("started_at")
     assert not triggered.HasField("completed_at")
-    status = await client.call("GetDeploymentStatus", deployment_id=triggered.id)
-    assert status.message == triggered.message
+    assert (await status(client, triggered.id)).message == triggered.message
 
 
 async def test_advance_stages(client: Client, pipeline: str) -> None:
-    id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id
+    id = (await trigger(client, pipeline)).id
     for stage in STAGES[1:]:
-        advanced = await client.call("AdvanceStage", deployment_id=id)
+        advanced = await advance(client, id)
         assert (advanced.status_name, advanced.current_stage) == ("IN_PROGRESS", stage)
     entered = [run.entered_at.ToNanoseconds() for run in advanced.stages]
     left = [run.left_at.ToNanoseconds() for run in advanced.stages[:-1]]
@@ -56,21 +56,18 @@ async def test_advance_stages(client: Client, pipeline: str) -> None:
 
 
 async def test_advance_to_completion(client: Client, pipeline: str) -> None:
-    id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id
-    for _ in STAGES:
-        advanced = await client.call("AdvanceStage", deployment_id=id)
+    id = (await trigger(client, pipeline)).id
+    advanced = await advance(client, id, times=len(STAGES))
     assert (advanced.status_name, advanced.current_stage) == ("COMPLETED", "deploy")
     assert advanced.HasField("completed_at")
     assert not advanced.HasField("cause")
-    with pytest.raises(Refused) as refused:
-        await client.call("AdvanceStage", deployment_id=id)
-    assert refused.value.reason == "DEPLOYMENT_ENDED"
+    assert (await refusal(advance(client, id))).reason == "DEPLOYMENT_ENDED"
 
 
 async def test_rollback(client: Client, pipeline: str) -> None:
-    id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id
-    await client.call("AdvanceStage", deployment_id=id)
-    rolled_back = await client.call("Rollback", deployment_id=id, reason="errors\nrise")
+    id = (await trigger(client, pipeline)).id
+    await advance(client, id)
+    rolled_back = await rollback(client, id, reason="errors\nrise")
     assert (rolled_back.status_name, rolled_back.current_stage) == ("ROLLED_BACK", "test")
     assert rolled_back.cause.message == "errors\nrise"
     assert rolled_back.HasField("completed_at")
@@ -78,50 +75,40 @@ async def test_rollback(client: Client, pipeline: str) -> None:
 
 @pytest.mark.parametrize("end", ["COMPLETED", "CANCELLED", "ROLLED_BACK"])
 async def test_rollback_not_in_progress(client: Client, pipeline: str, end: str) -> None:
-    id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id
+    id = (await trigger(client, pipeline)).id
     match end:
         case "COMPLETED":
-            for _ in STAGES:
-                ended = await client.call("AdvanceStage", deployment_id=id)
+            ended = await complete(client, id, stages=len(STAGES))
         case "CANCELLED":
-            ended = await client.call("CancelDeployment", deployment_id=id)
+            ended = await cancel(client, id)
         case _:
-            ended = await client.call("Rollback", deployment_id=id)
-    with pytest.raises(Refused) as refused:
-        await client.call("Rollback", deployment_id=id)
-    assert refused.value.code is grpc.StatusCode.FAILED_PRECONDITION
-    assert refused.value.facts["status"] == end
-    status = await client.call("GetDeploymentStatus", deployment_id=id)
-    assert status.message == ended.message
+            ended = await rollback(client, id)
+    refused = await refusal(rollback(client, id))
+    assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert refused.facts["status"] == end
+    assert (await status(client, id)).message == ended.message
 
 
 async def test_cancel_deployment(client: Client, pipeline: str) -> None:
-    id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id
-    cancelled = await client.call("CancelDeployment", deployment_id=id, reason="a typo")
+    id = (await trigger(client, pipeline)).id
+    cancelled = await cancel(client, id, reason="a typo")
     assert (cancelled.status_name, cancelled.cause.message) == ("CANCELLED", "a typo")
 
 
 async def test_exclusive_execution(client: Client, pipeline: str) -> None:
-    async def trigger(version: int) -> str | Refused:
-        try:
-            answer = await client.call("TriggerDeployment", pipeline_name=pipeline, version=str(version))
-        except Refused as refused:
-            return refused
-        return str(answer.id)
-
-    results = await asyncio.gather(*map(trigger, range(20)))
-    [winner] = [result for result in results if isinstance(result, str)]
+    results = await asyncio.gather(*(outcome(trigger(client, pipeline, str(n))) for n in range(20)))
+    [winner] = [result for result in results if isinstance(result, Answer)]
     losers = [result for result in results if isinstance(result, Refused)]
     assert {loser.reason for loser in losers} == {"PIPELINE_BUSY"}
-    assert {loser.facts["deployment_id"] for loser in losers} == {winner}
+    assert {loser.facts["deployment_id"] for loser in losers} == {winner.id}
 
 
 async def test_history(client: Client, pipeline: str) -> None:
     ids = []
     for version in "123":
-        triggered = await client.call("TriggerDeployment", pipeline_name=pipeline, version=version)
+        triggered = await trigger(client, pipeline, version)
         ids.append(triggered.id)
-        await client.call("CancelDeployment", deployment_id=triggered.id)
+        await cancel(client, triggered.id)
     history = await client.call("GetHistory", pipeline_name=pipeline)
     assert [deployment.id for deployment in history.deployments] == ids[::-1]
     assert [deployment.seq for deployment in history.deployments] == [3, 2, 1]
@@ -130,8 +117,8 @@ async def test_history(client: Client, pipeline: str) -> None:
 
 async def test_history_limit(client: Client, pipeline: str) -> None:
     for version in "12345":
-        id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version=version)).id
-        await client.call("CancelDeployment", deployment_id=id)
+        id = (await trigger(client, pipeline, version)).id
+        await cancel(client, id)
     page = await client.call("GetHistory", pipeline_name=pipeline, limit=2)
     assert [d.version for d in page.deployments] == ["5", "4"]
     page = await client.call("GetHistory", pipeline_name=pipeline, limit=3, page_token=page.next_page_token)
@@ -141,6 +128,6 @@ async def test_history_limit(client: Client, pipeline: str) -> None:
 
 async def test_cancel_then_trigger(client: Client, pipeline: str) -> None:
     for version in "123":
-        triggered = await client.call("TriggerDeployment", pipeline_name=pipeline, version=version)
+        triggered = await trigger(client, pipeline, version)
         assert triggered.status_name == "IN_PROGRESS"
-        await client.call("CancelDeployment", deployment_id=triggered.id)
+        await cancel(client, triggered.id)

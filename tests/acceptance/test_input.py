@@ -1,7 +1,7 @@
 """Input that no well-behaved client sends: a clear refusal, nothing stored, and the server goes on."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -9,7 +9,8 @@ import psycopg
 import pytest
 
 from dp.v1 import deployment_pipeline_pb2 as pb
-from support.clients import Client, Refused
+from support.clients import Answer, Client, Refused
+from support.steps import cancel, refusal, trigger
 
 
 def stored(sql: psycopg.Connection) -> tuple[Any, ...]:
@@ -21,11 +22,11 @@ def stored(sql: psycopg.Connection) -> tuple[Any, ...]:
     return row
 
 
-async def refused(client: Client, method: str, **fields: Any) -> Refused:
-    with pytest.raises(Refused) as refusal:
-        await client.call(method, **fields)
-    assert refusal.value.code is grpc.StatusCode.INVALID_ARGUMENT
-    return refusal.value
+async def invalid(call: Awaitable[Answer]) -> Refused:
+    """Awaits a call that must be refused for its fields, and returns the refusal."""
+    refused = await refusal(call)
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    return refused
 
 
 BAD_TEXTS = ["\x00", "a\x00b", "\x1b[2J", "\u202e", "x" * 5000]
@@ -35,7 +36,7 @@ BAD_TEXTS = ["\x00", "a\x00b", "\x1b[2J", "\u202e", "x" * 5000]
 async def test_bad_text_is_refused_in_every_field(
     client: Client, pipeline: str, sql: psycopg.Connection, bad: str
 ) -> None:
-    id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id
+    id = (await trigger(client, pipeline)).id
     before = stored(sql)
     requests: dict[str, dict[str, Any]] = {
         "CreatePipeline": {"name": bad, "stages": [bad], "description": bad, "request_id": bad},
@@ -76,39 +77,37 @@ async def test_bad_text_is_refused_in_every_field(
     }
     assert set(requests) == set(pb.DESCRIPTOR.services_by_name["DeploymentPipeline"].methods_by_name)
     for method, fields in requests.items():
-        refusal = await refused(client, method, **fields)
-        broken = {v.field.partition("[")[0] for v in refusal.details["BadRequest"].field_violations}
+        refused = await invalid(client.call(method, **fields))
+        broken = {v.field.partition("[")[0] for v in refused.details["BadRequest"].field_violations}
         assert broken == set(fields) - ({"deployment_id"} if fields.get("deployment_id") == id else set())
     assert stored(sql) == before
 
 
 async def test_a_hundred_thousand_stages_are_refused(client: Client, sql: psycopg.Connection) -> None:
     before = stored(sql)
-    refusal = await refused(client, "CreatePipeline", name="many", stages=["s"] * 100_000)
-    assert "not 100000" in refusal.message
+    refused = await invalid(client.call("CreatePipeline", name="many", stages=["s"] * 100_000))
+    assert "not 100000" in refused.message
     assert stored(sql) == before
 
 
 async def test_lists_without_a_natural_end_are_refused_as_a_whole(client: Client, pipeline: str) -> None:
-    refusal = await refused(client, "GetHistory", pipeline_name=pipeline, statuses=[77] * 100_000)
-    assert refusal.facts["fields"] == "statuses"
+    refused = await invalid(client.call("GetHistory", pipeline_name=pipeline, statuses=[77] * 100_000))
+    assert refused.facts["fields"] == "statuses"
     paths = {"paths": ["nonsense"] * 50_000}
-    refusal = await refused(client, "UpdatePipeline", name=pipeline, update_mask=paths)
-    assert refusal.facts["fields"] == "update_mask"
+    refused = await invalid(client.call("UpdatePipeline", name=pipeline, update_mask=paths))
+    assert refused.facts["fields"] == "update_mask"
 
 
 async def test_a_message_beyond_1_mib_is_refused(client: Client, pipeline: str) -> None:
     tag_and_length = 4
     fitting = pb.CreatePipelineRequest(description="x" * (1024 * 1024 - tag_and_length)).SerializeToString()
     assert len(fitting) == 1024 * 1024
-    with pytest.raises(Refused) as refusal:
-        await client.send("CreatePipeline", fitting)
-    assert refusal.value.code is grpc.StatusCode.INVALID_ARGUMENT, "read, and its fields are judged"
+    refused = await refusal(client.send("CreatePipeline", fitting))
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT, "read, and its fields are judged"
     for size in (1024 * 1024 + 1, 2 * 1024 * 1024):
-        with pytest.raises(Refused) as refusal:
-            await client.send("CreatePipeline", b"\x1a" + bytes(size - 1))
-        assert refusal.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert "larger than max" in refusal.value.message
+        refused = await refusal(client.send("CreatePipeline", b"\x1a" + bytes(size - 1)))
+        assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "larger than max" in refused.message
     await client.call("GetPipeline", name=pipeline)
 
 
@@ -121,10 +120,9 @@ NO_MESSAGE = [b"\x0a\xff", b"nonsense", b"\xff" * 50]
 async def test_bytes_that_are_no_message_or_no_utf8_are_refused(client: Client, data: bytes) -> None:
     for method in pb.DESCRIPTOR.services_by_name["DeploymentPipeline"].methods_by_name:
         tag = (b"\x12" if method == "ListPipelines" else b"\x0a") if data in NOT_UTF8 else b""
-        with pytest.raises(Refused) as refusal:
-            await client.send(method, tag + data)
-        assert refusal.value.code is grpc.StatusCode.INVALID_ARGUMENT
-        assert refusal.value.reason == "INVALID_FIELD"
+        refused = await refusal(client.send(method, tag + data))
+        assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert refused.reason == "INVALID_FIELD"
 
 
 async def test_texts_come_back_as_they_were_given(client: Client, new_name: Callable[[], str]) -> None:
@@ -133,9 +131,7 @@ async def test_texts_come_back_as_they_were_given(client: Client, new_name: Call
     labels = {"größe": "'; DROP TABLE dp_pipelines; --", "k": ""}
     created = await client.call("CreatePipeline", name=name, stages=["a"], description=text, labels=labels)
     assert (created.description, dict(created.labels)) == (text, labels)
-    triggered = await client.call(
-        "TriggerDeployment", pipeline_name=name, version="v 1 — 'β'", reason=text, labels=labels
-    )
+    triggered = await trigger(client, name, "v 1 — 'β'", reason=text, labels=labels)
     assert (triggered.version, triggered.reason) == ("v 1 — 'β'", text)
     assert dict(triggered.labels) == labels
 
@@ -144,7 +140,7 @@ async def test_calls_cancelled_by_their_callers_do_not_hurt_the_next_ones(
     client: Client, pipeline: str
 ) -> None:
     for pause in range(60):
-        call = asyncio.create_task(client.call("TriggerDeployment", pipeline_name=pipeline, version="1"))
+        call = asyncio.create_task(trigger(client, pipeline))
         await asyncio.sleep(pause / 20_000)
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
@@ -152,5 +148,5 @@ async def test_calls_cancelled_by_their_callers_do_not_hurt_the_next_ones(
         history = await client.call("GetHistory", pipeline_name=pipeline)
         for deployment in history.deployments:
             if not deployment.HasField("completed_at"):
-                await client.call("CancelDeployment", deployment_id=deployment.id)
-        await client.call("TriggerDeployment", pipeline_name=pipeline, version="2")
+                await cancel(client, deployment.id)
+        await trigger(client, pipeline, "2")

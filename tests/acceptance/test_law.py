@@ -9,8 +9,10 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
+from deployment_pipeline.model import OnBusy
 from deployment_pipeline.states import FINAL, STATUSES, TRANSITIONS, EventType, Status
 from support.clients import Client, Refused
+from support.steps import refusal, trigger
 
 CALLS = {
     EventType.ADVANCE: ("AdvanceStage", 0),
@@ -93,10 +95,9 @@ async def test_s4_l2_only_the_laws_transitions_happen_and_no_slot_stays_free(
         [made] = [e for e in new_events(sql, pipeline, before) if e["deployment_id"] == id]
         assert (made["type"], made["from_status"], made["to_status"]) == (event, status, allowed)
     else:
-        with pytest.raises(Refused) as refused:
-            await client.call(method, deployment_id=str(id))
+        refused = await refusal(client.call(method, deployment_id=str(id)))
         expected = "DEPLOYMENT_ENDED" if status in FINAL else "DEPLOYMENT_NOT_IN_PROGRESS"
-        assert (refused.value.reason, refused.value.facts["status"]) == (expected, status)
+        assert (refused.reason, refused.facts["status"]) == (expected, status)
         assert rows(sql, pipeline) == before
     state = await client.call("GetPipelineState", name=pipeline)
     frees = status is Status.IN_PROGRESS and allowed in FINAL
@@ -114,18 +115,15 @@ def new_events(sql: psycopg.Connection, pipeline: str, before: list[dict[str, An
     return [row for row in rows(sql, pipeline) if "event_no" in row and row not in before]
 
 
-ON_BUSY = {"REJECT": 1, "QUEUE": 2, "SUPERSEDE": 3}
-
-
 @pytest.mark.parametrize("locked", [False, True])
 @pytest.mark.parametrize("waiting", [False, True])
 @pytest.mark.parametrize("busy", [False, True])
-@pytest.mark.parametrize("on_busy", ON_BUSY)
+@pytest.mark.parametrize("on_busy", OnBusy)
 async def test_s4_l2_a_trigger_in_every_state_of_the_pipeline(
     client: Client,
     pipeline: str,
     sql: psycopg.Connection,
-    on_busy: str,
+    on_busy: OnBusy,
     busy: bool,
     waiting: bool,
     locked: bool,
@@ -135,9 +133,9 @@ async def test_s4_l2_a_trigger_in_every_state_of_the_pipeline(
     line = place(sql, pipeline, Status.PENDING, 0) if waiting else None
     if locked:
         await client.call("LockPipeline", name=pipeline, reason="r")
-    call = client.call("TriggerDeployment", pipeline_name=pipeline, version="new", on_busy=ON_BUSY[on_busy])
+    call = trigger(client, pipeline, "new", on_busy=on_busy)
     holder = active or (line if not locked else None)
-    if holder and on_busy == "REJECT":
+    if holder and on_busy is OnBusy.REJECT:
         expected = "PIPELINE_BUSY"
     elif locked:
         expected = "PIPELINE_LOCKED"

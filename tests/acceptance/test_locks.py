@@ -8,17 +8,9 @@ import psycopg
 import pytest
 from grpc import StatusCode
 
-from support.clients import Answer, Client, Refused
-
-QUEUE = 2
-
-
-async def trigger(client: Client, pipeline: str, version: str = "1", **more: Any) -> Answer:
-    return await client.call("TriggerDeployment", pipeline_name=pipeline, version=version, **more)
-
-
-async def status(client: Client, id: str) -> str:
-    return (await client.call("GetDeploymentStatus", deployment_id=id)).status_name
+from dp.v1 import deployment_pipeline_pb2 as pb
+from support.clients import Client, Refused
+from support.steps import advance, cancel, queue, refusal, status, trigger
 
 
 def soon(seconds: float) -> datetime:
@@ -33,8 +25,8 @@ async def test_a_lock_until_the_end_of_time_is_shown_to_the_microsecond(
     assert locked.lock.expires_at.ToDatetime(UTC) == expires_at
 
 
-@pytest.mark.parametrize("on_busy", [1, 2, 3])
-async def test_a_locked_pipeline_refuses_triggers(client: Client, pipeline: str, on_busy: int) -> None:
+@pytest.mark.parametrize("on_busy", ["REJECT", "QUEUE", "SUPERSEDE"])
+async def test_a_locked_pipeline_refuses_triggers(client: Client, pipeline: str, on_busy: str) -> None:
     expires_at = soon(3600)
     locked = await client.call(
         "LockPipeline", name=pipeline, reason="freeze\nfor the fair", owner="ops", expires_at=expires_at
@@ -42,19 +34,13 @@ async def test_a_locked_pipeline_refuses_triggers(client: Client, pipeline: str,
     assert (locked.lock.owner, locked.lock.reason) == ("ops", "freeze\nfor the fair")
     assert locked.lock.expires_at.ToDatetime(UTC) == expires_at
     assert locked.message == (await client.call("GetPipeline", name=pipeline)).message
-    with pytest.raises(Refused) as refused:
-        await trigger(client, pipeline, on_busy=on_busy)
-    assert (refused.value.code, refused.value.reason) == (
-        StatusCode.FAILED_PRECONDITION,
-        "PIPELINE_LOCKED",
-    )
-    assert refused.value.facts["owner"] == "ops"
-    assert refused.value.facts["lock_reason"] == "freeze\nfor the fair"
-    assert refused.value.facts["expires_at"] == expires_at.isoformat(timespec="milliseconds").replace(
-        "+00:00", "Z"
-    )
-    assert "ops" in refused.value.message
-    assert "freeze" in refused.value.message
+    refused = await refusal(trigger(client, pipeline, on_busy=on_busy))
+    assert (refused.code, refused.reason) == (StatusCode.FAILED_PRECONDITION, "PIPELINE_LOCKED")
+    assert refused.facts["owner"] == "ops"
+    assert refused.facts["lock_reason"] == "freeze\nfor the fair"
+    assert refused.facts["expires_at"] == expires_at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    assert "ops" in refused.message
+    assert "freeze" in refused.message
     await client.call("UnlockPipeline", name=pipeline)
     assert (await trigger(client, pipeline, on_busy=on_busy)).status_name == "IN_PROGRESS"
 
@@ -62,22 +48,23 @@ async def test_a_locked_pipeline_refuses_triggers(client: Client, pipeline: str,
 async def test_busy_is_judged_before_locked(client: Client, pipeline: str) -> None:
     await trigger(client, pipeline)
     await client.call("LockPipeline", name=pipeline, reason="r")
-    for on_busy, reason in ((1, "PIPELINE_BUSY"), (2, "PIPELINE_LOCKED"), (3, "PIPELINE_LOCKED")):
-        with pytest.raises(Refused) as refused:
-            await trigger(client, pipeline, on_busy=on_busy, request_id="asks postgres")
-        assert refused.value.reason == reason
+    for on_busy, reason in (
+        ("REJECT", "PIPELINE_BUSY"),
+        ("QUEUE", "PIPELINE_LOCKED"),
+        ("SUPERSEDE", "PIPELINE_LOCKED"),
+    ):
+        refused = await refusal(trigger(client, pipeline, on_busy=on_busy, request_id="asks postgres"))
+        assert refused.reason == reason
 
 
 async def test_under_a_lock_what_is_active_goes_on_and_nothing_starts(client: Client, pipeline: str) -> None:
     active = await trigger(client, pipeline)
-    waiting = await trigger(client, pipeline, on_busy=QUEUE)
+    waiting = await queue(client, pipeline)
     await client.call("LockPipeline", name=pipeline, reason="an incident", owner="ops")
-    for _ in range(3):
-        last = await client.call("AdvanceStage", deployment_id=active.id)
-    assert last.status_name == "COMPLETED"
-    waits = await client.call("GetDeploymentStatus", deployment_id=waiting.id)
+    assert (await advance(client, active.id, times=3)).status_name == "COMPLETED"
+    waits = await status(client, waiting.id)
     assert (waits.status_name, waits.queue_position) == ("PENDING", 1)
-    assert waits.cause.code == 5  # LOCKED
+    assert waits.cause.code == pb.Cause.LOCKED
     assert "ops" in waits.cause.message
     assert "an incident" in waits.cause.message
 
@@ -87,64 +74,60 @@ async def test_unlocking_starts_the_next_only_if_asked(
     client: Client, pipeline: str, start_next: bool
 ) -> None:
     active = await trigger(client, pipeline)
-    first, second = [await trigger(client, pipeline, on_busy=QUEUE) for _ in range(2)]
+    first, second = [await queue(client, pipeline) for _ in range(2)]
     await client.call("LockPipeline", name=pipeline, reason="r")
-    await client.call("CancelDeployment", deployment_id=active.id)
+    await cancel(client, active.id)
     unlocked = await client.call("UnlockPipeline", name=pipeline, start_next=start_next, request_id="u")
     assert not unlocked.pipeline.HasField("lock")
     if start_next:
         assert unlocked.started.id == first.id
-        assert await status(client, first.id) == "IN_PROGRESS"
+        assert (await status(client, first.id)).status_name == "IN_PROGRESS"
     else:
         assert not unlocked.HasField("started")
-        waits = await client.call("GetDeploymentStatus", deployment_id=first.id)
-        assert waits.cause.code == 6  # NOT_RESUMED
+        waits = await status(client, first.id)
+        assert waits.cause.code == pb.Cause.NOT_RESUMED
         assert "UnlockPipeline" in waits.cause.message
     again = await client.call("UnlockPipeline", name=pipeline, start_next=start_next, request_id="u")
     assert (again.message, again.replayed) == (unlocked.message, True)
-    assert await status(client, second.id) == "PENDING"
+    assert (await status(client, second.id)).status_name == "PENDING"
 
 
-async def test_an_expired_lock_is_no_lock(client: Client, pipeline: str) -> None:
+async def test_an_expired_lock_has_no_effect(client: Client, pipeline: str) -> None:
     active = await trigger(client, pipeline)
-    waiting = [await trigger(client, pipeline, str(n), on_busy=QUEUE) for n in range(2)]
+    waiting = [await queue(client, pipeline, str(n)) for n in range(2)]
     await client.call("LockPipeline", name=pipeline, reason="r", expires_at=soon(1))
-    await client.call("CancelDeployment", deployment_id=active.id)
+    await cancel(client, active.id)
     await asyncio.sleep(1.1)
     assert not (await client.call("GetPipeline", name=pipeline)).HasField("lock")
     state = await client.call("GetPipelineState", name=pipeline)
     assert not state.HasField("active")
-    assert state.queue[0].cause.code == 6  # NOT_RESUMED
+    assert state.queue[0].cause.code == pb.Cause.NOT_RESUMED
     assert "TriggerDeployment" in state.queue[0].cause.message
     # The next trigger starts the line, and is itself judged after that.
-    with pytest.raises(Refused) as refused:
-        await trigger(client, pipeline, "new")
-    assert (refused.value.reason, refused.value.facts["deployment_id"]) == (
-        "PIPELINE_BUSY",
-        waiting[0].id,
-    )
-    assert await status(client, waiting[0].id) == "IN_PROGRESS"
-    assert await status(client, waiting[1].id) == "PENDING"
+    refused = await refusal(trigger(client, pipeline, "new"))
+    assert (refused.reason, refused.facts["deployment_id"]) == ("PIPELINE_BUSY", waiting[0].id)
+    assert (await status(client, waiting[0].id)).status_name == "IN_PROGRESS"
+    assert (await status(client, waiting[1].id)).status_name == "PENDING"
 
 
 async def test_a_queued_trigger_behind_an_expired_lock_starts_the_line_and_waits(
     client: Client, pipeline: str
 ) -> None:
     active = await trigger(client, pipeline)
-    waiting = await trigger(client, pipeline, on_busy=QUEUE)
+    waiting = await queue(client, pipeline)
     await client.call("LockPipeline", name=pipeline, reason="r", expires_at=soon(1))
-    await client.call("CancelDeployment", deployment_id=active.id)
+    await cancel(client, active.id)
     await asyncio.sleep(1.1)
-    last = await trigger(client, pipeline, on_busy=QUEUE)
+    last = await queue(client, pipeline)
     assert (last.status_name, last.queue_position) == ("PENDING", 1)
-    assert await status(client, waiting.id) == "IN_PROGRESS"
+    assert (await status(client, waiting.id)).status_name == "IN_PROGRESS"
 
 
 async def test_a_line_behind_an_expired_lock_can_be_resumed_by_hand(client: Client, pipeline: str) -> None:
     active = await trigger(client, pipeline)
-    waiting = await trigger(client, pipeline, on_busy=QUEUE)
+    waiting = await queue(client, pipeline)
     await client.call("LockPipeline", name=pipeline, reason="r", expires_at=soon(1))
-    await client.call("CancelDeployment", deployment_id=active.id)
+    await cancel(client, active.id)
     await asyncio.sleep(1.1)
     resumed = await client.call("UnlockPipeline", name=pipeline, start_next=True)
     assert resumed.started.id == waiting.id
@@ -156,10 +139,9 @@ async def test_a_lock_is_never_overwritten(client: Client, pipeline: str) -> Non
     again = await client.call("LockPipeline", **first)
     assert (again.message, again.replayed) == (locked.message, True)
     for other in ({"reason": "a fair"}, {"owner": "dev"}, {"expires_at": soon(60)}):
-        with pytest.raises(Refused) as refused:
-            await client.call("LockPipeline", **{**first, **other})
-        assert refused.value.reason == "PIPELINE_LOCKED"
-        assert refused.value.facts["lock_reason"] == "an incident"
+        refused = await refusal(client.call("LockPipeline", **{**first, **other}))
+        assert refused.reason == "PIPELINE_LOCKED"
+        assert refused.facts["lock_reason"] == "an incident"
     assert (await client.call("GetPipeline", name=pipeline)).message == locked.message
 
 
@@ -167,12 +149,8 @@ async def test_a_lock_is_never_overwritten(client: Client, pipeline: str) -> Non
 async def test_unlocking_what_is_not_locked_is_refused(
     client: Client, pipeline: str, start_next: bool
 ) -> None:
-    with pytest.raises(Refused) as refused:
-        await client.call("UnlockPipeline", name=pipeline, start_next=start_next)
-    assert (refused.value.code, refused.value.reason) == (
-        StatusCode.FAILED_PRECONDITION,
-        "PIPELINE_NOT_LOCKED",
-    )
+    refused = await refusal(client.call("UnlockPipeline", name=pipeline, start_next=start_next))
+    assert (refused.code, refused.reason) == (StatusCode.FAILED_PRECONDITION, "PIPELINE_NOT_LOCKED")
 
 
 @pytest.mark.parametrize(
@@ -187,15 +165,11 @@ async def test_unlocking_what_is_not_locked_is_refused(
 async def test_a_lock_that_makes_no_sense_is_refused(
     client: Client, pipeline: str, fields: dict[str, Any], broken: str
 ) -> None:
-    with pytest.raises(Refused) as refused:
-        await client.call("LockPipeline", name=pipeline, **fields)
-    assert (refused.value.code, refused.value.facts["fields"]) == (
-        StatusCode.INVALID_ARGUMENT,
-        broken,
-    )
+    refused = await refusal(client.call("LockPipeline", name=pipeline, **fields))
+    assert (refused.code, refused.facts["fields"]) == (StatusCode.INVALID_ARGUMENT, broken)
 
 
-async def test_a_lock_that_expires_while_it_is_judged_is_told_as_it_was(
+async def test_a_lock_that_expires_during_the_check_is_reported_as_it_was(
     client: Client, pipeline: str, sql: psycopg.Connection
 ) -> None:
     for number in range(60):
@@ -211,11 +185,10 @@ async def test_a_lock_that_expires_while_it_is_judged_is_told_as_it_was(
             except Refused as refused:
                 if refused.reason != "PIPELINE_LOCKED":
                     raise
-        await client.call("CancelDeployment", deployment_id=started.id)
+        await cancel(client, started.id)
 
 
-async def test_no_pipeline_no_lock(client: Client) -> None:
+async def test_locking_or_unlocking_an_unknown_pipeline_is_refused(client: Client) -> None:
     for method in ("LockPipeline", "UnlockPipeline"):
-        with pytest.raises(Refused) as refused:
-            await client.call(method, name="no-such-pipeline", reason="r")
-        assert refused.value.reason == "PIPELINE_NOT_FOUND"
+        refused = await refusal(client.call(method, name="no-such-pipeline", reason="r"))
+        assert refused.reason == "PIPELINE_NOT_FOUND"

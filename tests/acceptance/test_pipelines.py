@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from support.clients import Client, Refused
+from support.clients import Client
+from support.steps import advance, cancel, queue, refusal, rollback, trigger
 
 
 async def test_creating_the_same_pipeline_again_answers_with_it(client: Client, pipeline: str) -> None:
@@ -41,21 +42,18 @@ async def test_an_update_without_a_mask_changes_what_is_given(client: Client, pi
 async def test_an_update_that_names_nothing_it_can_change_is_refused(
     client: Client, pipeline: str, paths: list[str]
 ) -> None:
-    with pytest.raises(Refused) as refused:
-        await client.call("UpdatePipeline", name=pipeline, update_mask={"paths": paths})
-    assert refused.value.facts["fields"] == "update_mask"
+    refused = await refusal(client.call("UpdatePipeline", name=pipeline, update_mask={"paths": paths}))
+    assert refused.facts["fields"] == "update_mask"
 
 
 async def test_every_broken_field_of_an_update_and_of_a_history_is_reported_at_once(client: Client) -> None:
-    with pytest.raises(Refused) as refused:
-        await client.call(
-            "UpdatePipeline", name="-", stages=["a", "a"], update_mask={"paths": ["x", "stages"]}
-        )
-    assert refused.value.facts["fields"] == "name,update_mask,stages[1]"
+    refused = await refusal(
+        client.call("UpdatePipeline", name="-", stages=["a", "a"], update_mask={"paths": ["x", "stages"]})
+    )
+    assert refused.facts["fields"] == "name,update_mask,stages[1]"
     fields: dict[str, Any] = {"limit": -1, "statuses": [77], "page_token": "x"}
-    with pytest.raises(Refused) as refused:
-        await client.call("GetHistory", pipeline_name="-", **fields)
-    assert refused.value.facts["fields"] == "pipeline_name,limit,statuses[0],page_token"
+    refused = await refusal(client.call("GetHistory", pipeline_name="-", **fields))
+    assert refused.facts["fields"] == "pipeline_name,limit,statuses[0],page_token"
 
 
 async def test_an_update_of_everything_takes_the_default_for_what_is_absent(
@@ -67,12 +65,12 @@ async def test_an_update_of_everything_takes_the_default_for_what_is_absent(
 
 
 async def test_a_deployment_keeps_the_stages_it_started_with(client: Client, pipeline: str) -> None:
-    id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id
+    id = (await trigger(client, pipeline)).id
     await client.call("UpdatePipeline", name=pipeline, stages=["deploy", "new"])
-    stages = [(await client.call("AdvanceStage", deployment_id=id)).current_stage for _ in range(2)]
+    stages = [(await advance(client, id)).current_stage for _ in range(2)]
     assert stages == ["test", "deploy"]
-    assert (await client.call("AdvanceStage", deployment_id=id)).status_name == "COMPLETED"
-    following = await client.call("TriggerDeployment", pipeline_name=pipeline, version="2")
+    assert (await advance(client, id)).status_name == "COMPLETED"
+    following = await trigger(client, pipeline, "2")
     assert following.current_stage == "deploy"
 
 
@@ -92,26 +90,26 @@ async def test_pipelines_are_listed_by_name_page_by_page(client: Client, new_nam
 
 
 async def test_history_filters(client: Client, pipeline: str) -> None:
-    for advances, end in ((0, "CancelDeployment"), (1, "Rollback"), (2, "CancelDeployment"), (3, "")):
-        id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version=str(advances))).id
+    for advances, end in ((0, cancel), (1, rollback), (2, cancel), (3, None)):
+        id = (await trigger(client, pipeline, str(advances))).id
         for _ in range(advances):
-            await client.call("AdvanceStage", deployment_id=id)
+            await advance(client, id)
         if end:
-            await client.call(end, deployment_id=id)
-    await client.call("TriggerDeployment", pipeline_name=pipeline, version="active")
+            await end(client, id)
+    await trigger(client, pipeline, "active")
 
     async def versions(**filters: Any) -> list[str]:
         history = await client.call("GetHistory", pipeline_name=pipeline, **filters)
         return [deployment.version for deployment in history.deployments]
 
-    assert await versions(statuses=[3]) == ["3"]
-    assert await versions(statuses=[4, 2]) == ["active", "1"]
+    assert await versions(statuses=["COMPLETED"]) == ["3"]
+    assert await versions(statuses=["ROLLED_BACK", "IN_PROGRESS"]) == ["active", "1"]
     assert await versions(reached_stage="build") == ["active", "3", "2", "1", "0"]
     assert await versions(reached_stage="deploy") == ["3", "2"]
     assert await versions(completed_stage="test") == ["3", "2"]
     assert await versions(completed_stage="deploy") == ["3"]
     assert await versions(completed_stage="nonsense") == []
-    assert await versions(statuses=[5], reached_stage="test") == ["2"]
+    assert await versions(statuses=["CANCELLED"], reached_stage="test") == ["2"]
 
 
 async def test_a_page_of_large_deployments_fits_into_a_clients_default_limit(
@@ -122,14 +120,7 @@ async def test_a_page_of_large_deployments_fits_into_a_clients_default_limit(
     stages = [f"{n:063}" for n in range(100)]
     await client.call("CreatePipeline", name=name, stages=stages, max_pending=1000)
     for n in range(130):
-        await client.call(
-            "TriggerDeployment",
-            pipeline_name=name,
-            version=str(n),
-            on_busy=2,
-            labels=labels,
-            reason="r" * 4096,
-        )
+        await queue(client, name, str(n), labels=labels, reason="r" * 4096)
     seen, token = [], None
     while token != "":
         page = await client.call("GetHistory", pipeline_name=name, limit=1000, page_token=token)
@@ -144,12 +135,10 @@ async def test_a_page_of_large_deployments_fits_into_a_clients_default_limit(
 
 async def test_a_page_token_belongs_to_its_filters(client: Client, pipeline: str) -> None:
     for version in "12":
-        id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version=version)).id
-        await client.call("CancelDeployment", deployment_id=id)
+        id = (await trigger(client, pipeline, version)).id
+        await cancel(client, id)
     page = await client.call("GetHistory", pipeline_name=pipeline, limit=1)
     token = page.next_page_token
-    for change in ({"statuses": [5]}, {"page_token": token[:-1]}, {"page_token": token + "x"}):
+    for change in ({"statuses": ["CANCELLED"]}, {"page_token": token[:-1]}, {"page_token": token + "x"}):
         fields: dict[str, Any] = {"pipeline_name": pipeline, "page_token": token, **change}
-        with pytest.raises(Refused) as refused:
-            await client.call("GetHistory", **fields)
-        assert refused.value.facts["fields"] == "page_token"
+        assert (await refusal(client.call("GetHistory", **fields))).facts["fields"] == "page_token"

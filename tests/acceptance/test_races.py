@@ -19,15 +19,16 @@ from deployment_pipeline.states import Status
 from support import audit
 from support.clients import Client, Refused, TypedClient
 from support.servers import server
+from support.steps import advance, queue
 from support.stores import Stores
 
 SCHEDULES = int(os.environ.get("DP_TEST_SCHEDULES", "100"))
 
 CALLS = [
-    ("TriggerDeployment", {"version": "1", "on_busy": 1}),
-    ("TriggerDeployment", {"version": "2", "on_busy": 2}),
-    ("TriggerDeployment", {"version": "3", "on_busy": 2}),
-    ("TriggerDeployment", {"version": "4", "on_busy": 3}),
+    ("TriggerDeployment", {"version": "1", "on_busy": "REJECT"}),
+    ("TriggerDeployment", {"version": "2", "on_busy": "QUEUE"}),
+    ("TriggerDeployment", {"version": "3", "on_busy": "QUEUE"}),
+    ("TriggerDeployment", {"version": "4", "on_busy": "SUPERSEDE"}),
     ("AdvanceStage", {}),
     ("AdvanceStage", {"expected_stage": "deploy"}),
     ("CancelDeployment", {}),
@@ -94,8 +95,7 @@ async def drain(client: Client, pipeline: str) -> None:
             raise
     state = await client.call("GetPipelineState", name=pipeline)
     while state.HasField("active"):
-        for _ in range(2 - state.active.stage_index):
-            await client.call("AdvanceStage", deployment_id=state.active.id)
+        await advance(client, state.active.id, times=2 - state.active.stage_index)
         state = await client.call("GetPipelineState", name=pipeline)
     assert state.pending_count == 0, "the line drains"
 
@@ -153,7 +153,7 @@ STATUSES = {"CANCEL": {1: "IN_PROGRESS", 2: "PENDING"}, "PROMOTE": {2: "PENDING"
 @pytest.mark.parametrize("broken", LIE)
 async def test_the_audit_notices(client: Client, pipeline: str, sql: psycopg.Connection, broken: str) -> None:
     for version in "123":
-        await client.call("TriggerDeployment", pipeline_name=pipeline, version=version, on_busy=2)
+        await queue(client, pipeline, version)
     audit.check(sql, pipeline)
     lie, event, seq = LIE[broken]
     with sql.transaction(force_rollback=True):

@@ -5,19 +5,11 @@ from typing import Any
 import pytest
 
 from dp.v1 import deployment_pipeline_pb2 as pb
-from support.clients import Answer, Client, Refused
+from support.clients import Client
+from support.steps import advance, complete, queue, refusal, rollback, status, trigger
 
 Type = pb.Event.Type
 Status = pb.DeploymentStatus.Status
-
-
-async def trigger(client: Client, pipeline: str, version: str, **more: Any) -> Answer:
-    return await client.call("TriggerDeployment", pipeline_name=pipeline, version=version, **more)
-
-
-async def advance(client: Client, id: str, times: int) -> None:
-    for _ in range(times):
-        await client.call("AdvanceStage", deployment_id=id)
 
 
 async def test_the_state_shows_what_is_live_in_each_stage(client: Client, pipeline: str) -> None:
@@ -29,13 +21,13 @@ async def test_the_state_shows_what_is_live_in_each_stage(client: Client, pipeli
     ]
     assert not state.HasField("active")
     first = await trigger(client, pipeline, "1")
-    await advance(client, first.id, 3)
+    await complete(client, first.id)
     second = await trigger(client, pipeline, "2")
-    await advance(client, second.id, 2)
-    third = await trigger(client, pipeline, "3", on_busy=2)
-    await client.call("Rollback", deployment_id=second.id)
-    await advance(client, third.id, 1)
-    fourth = await trigger(client, pipeline, "4", on_busy=2)
+    await advance(client, second.id, times=2)
+    third = await queue(client, pipeline, "3")
+    await rollback(client, second.id)
+    await advance(client, third.id)
+    fourth = await queue(client, pipeline, "4")
     await client.call("LockPipeline", name=pipeline, reason="r", owner="ops")
     state = await client.call("GetPipelineState", name=pipeline)
     assert [(stage.name, stage.version, stage.seq) for stage in state.stages] == [
@@ -44,29 +36,28 @@ async def test_the_state_shows_what_is_live_in_each_stage(client: Client, pipeli
         ("deploy", "1", 1),
     ]
     assert state.stages[2].deployment_id == first.id
-    completed = await client.call("GetDeploymentStatus", deployment_id=first.id)
+    completed = await status(client, first.id)
     assert state.stages[2].completed_at == completed.completed_at
     assert (state.active.id, state.active.current_stage) == (third.id, "test")
     assert [(d.id, d.queue_position) for d in state.queue] == [(fourth.id, 1)]
     assert (state.pending_count, state.pipeline.lock.owner) == (1, "ops")
 
 
-async def test_the_state_of_no_pipeline_is_refused(client: Client) -> None:
-    with pytest.raises(Refused) as refused:
-        await client.call("GetPipelineState", name="no-such-pipeline")
-    assert refused.value.reason == "PIPELINE_NOT_FOUND"
+async def test_the_state_of_an_unknown_pipeline_is_refused(client: Client) -> None:
+    refused = await refusal(client.call("GetPipelineState", name="no-such-pipeline"))
+    assert refused.reason == "PIPELINE_NOT_FOUND"
 
 
 async def test_events_tell_what_happened_and_why(client: Client, pipeline: str) -> None:
     first = await trigger(client, pipeline, "1", reason="nightly", request_id="r1")
-    second = await trigger(client, pipeline, "2", on_busy=2)
-    third = await trigger(client, pipeline, "3", on_busy=3)
+    second = await queue(client, pipeline, "2")
+    third = await trigger(client, pipeline, "3", on_busy="SUPERSEDE")
     await client.call("UpdatePipeline", name=pipeline, description="d")
     await client.call("LockPipeline", name=pipeline, reason="freeze", request_id="r2")
-    await client.call("AdvanceStage", deployment_id=first.id, reason="passed")
+    await advance(client, first.id, reason="passed")
     await client.call("UnlockPipeline", name=pipeline)
-    await client.call("Rollback", deployment_id=first.id, reason="on fire")
-    await advance(client, third.id, 3)
+    await rollback(client, first.id, reason="on fire")
+    await complete(client, third.id)
     listed = await client.call("ListEvents", pipeline_name=pipeline)
     none, pending, in_progress = None, Status.PENDING, Status.IN_PROGRESS
     told = [
@@ -101,8 +92,7 @@ async def test_events_tell_what_happened_and_why(client: Client, pipeline: str) 
 
 
 async def test_events_come_page_by_page(client: Client, pipeline: str) -> None:
-    id = (await trigger(client, pipeline, "1")).id
-    await advance(client, id, 3)
+    await complete(client, (await trigger(client, pipeline)).id)
     numbers, token = [], ""
     while True:
         page = await client.call("ListEvents", pipeline_name=pipeline, page_size=2, page_token=token)
@@ -128,7 +118,7 @@ async def test_events_come_page_by_page(client: Client, pipeline: str) -> None:
         ({"deployment_id": "0199f6a2-7f2c-7bd0-8a55-1c2d3e4f5a6b"}, "DEPLOYMENT_NOT_FOUND"),
     ],
 )
-async def test_events_of_nothing_are_refused(client: Client, fields: dict[str, Any], reason: str) -> None:
-    with pytest.raises(Refused) as refused:
-        await client.call("ListEvents", **fields)
-    assert refused.value.reason == reason
+async def test_events_that_cannot_be_listed_are_refused(
+    client: Client, fields: dict[str, Any], reason: str
+) -> None:
+    assert (await refusal(client.call("ListEvents", **fields))).reason == reason

@@ -15,8 +15,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from deployment_pipeline.edge.calls import Calls
 from deployment_pipeline.run.server import running
 from deployment_pipeline.run.settings import Settings
-from support.clients import Client, Refused, TypedClient
+from support.clients import Answer, Client, Refused, TypedClient
 from support.proxy import postgres_proxy
+from support.steps import advance, cancel, refusal, status, trigger
 
 # What would betray the inside: SQL, paths, the driver and the machine.
 LEAKS = re.compile(
@@ -26,22 +27,22 @@ LEAKS = re.compile(
 )
 
 
-async def refusal(call: Awaitable[Any]) -> Refused:
-    with pytest.raises(Refused) as refused:
-        await call
-    assert not LEAKS.search(refused.value.message), refused.value.message
-    for value in refused.value.facts.values():
+async def clean_refusal(call: Awaitable[Answer]) -> Refused:
+    """Awaits a call that must be refused, and checks that the refusal betrays nothing of the inside."""
+    refused = await refusal(call)
+    assert not LEAKS.search(refused.message), refused.message
+    for value in refused.facts.values():
         assert not LEAKS.search(value)
-    return refused.value
+    return refused
 
 
 @pytest.fixture
-async def active(client: Client, pipeline: str) -> Any:
-    return await client.call("TriggerDeployment", pipeline_name=pipeline, version="1.0")
+async def active(client: Client, pipeline: str) -> Answer:
+    return await trigger(client, pipeline, "1.0")
 
 
 async def test_invalid_fields(client: Client) -> None:
-    refused = await refusal(
+    refused = await clean_refusal(
         client.call("CreatePipeline", name="-", stages=["a", "a"], description="\x1b", max_pending=-1)
     )
     assert (refused.code, refused.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
@@ -51,17 +52,14 @@ async def test_invalid_fields(client: Client) -> None:
 
 
 async def test_an_unknown_enum_value_is_an_invalid_field(client: Client, pipeline: str) -> None:
-    trigger = client.call("TriggerDeployment", pipeline_name=pipeline, version="1", on_busy=77)
-    assert (await refusal(trigger)).facts["fields"] == "on_busy"
-    history = client.call("GetHistory", pipeline_name=pipeline, statuses=[2, 77])
-    assert (await refusal(history)).facts["fields"] == "statuses[1]"
+    assert (await clean_refusal(trigger(client, pipeline, on_busy=77))).facts["fields"] == "on_busy"
+    history = client.call("GetHistory", pipeline_name=pipeline, statuses=["IN_PROGRESS", 77])
+    assert (await clean_refusal(history)).facts["fields"] == "statuses[1]"
 
 
 async def test_request_id_reused(client: Client, pipeline: str) -> None:
-    await client.call("TriggerDeployment", pipeline_name=pipeline, version="1", request_id="r")
-    refused = await refusal(
-        client.call("TriggerDeployment", pipeline_name=pipeline, version="2", request_id="r")
-    )
+    await trigger(client, pipeline, request_id="r")
+    refused = await clean_refusal(trigger(client, pipeline, "2", request_id="r"))
     assert (refused.code, refused.reason) == (StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
     assert refused.facts == {"request_id": "r"}
 
@@ -84,7 +82,7 @@ async def test_pipeline_not_found(
         "UpdatePipeline": {"stages": ["a"]},
     }
     more = needed.get(method, {})
-    refused = await refusal(client.call(method, **{field: name, **more}))
+    refused = await clean_refusal(client.call(method, **{field: name, **more}))
     assert (refused.code, refused.reason) == (StatusCode.NOT_FOUND, "PIPELINE_NOT_FOUND")
     assert refused.facts == {"pipeline": name}
     assert refused.details["ResourceInfo"].resource_name == name
@@ -94,14 +92,14 @@ async def test_pipeline_not_found(
 @pytest.mark.parametrize("method", ["GetDeploymentStatus", "AdvanceStage", "Rollback", "CancelDeployment"])
 async def test_deployment_not_found(client: Client, method: str) -> None:
     id = str(uuid.uuid4())
-    refused = await refusal(client.call(method, deployment_id=id))
+    refused = await clean_refusal(client.call(method, deployment_id=id))
     assert (refused.code, refused.reason) == (StatusCode.NOT_FOUND, "DEPLOYMENT_NOT_FOUND")
     assert refused.facts == {"deployment_id": id}
     assert refused.details["ResourceInfo"].resource_name == id
 
 
 async def test_pipeline_exists(client: Client, pipeline: str) -> None:
-    refused = await refusal(client.call("CreatePipeline", name=pipeline, stages=["other"]))
+    refused = await clean_refusal(client.call("CreatePipeline", name=pipeline, stages=["other"]))
     assert (refused.code, refused.reason) == (StatusCode.ALREADY_EXISTS, "PIPELINE_EXISTS")
     assert refused.facts["differs"] == "stages"
     assert "with other stages" in refused.message
@@ -109,9 +107,9 @@ async def test_pipeline_exists(client: Client, pipeline: str) -> None:
 
 
 @pytest.mark.parametrize("served_by", ["postgres", "redis"])
-async def test_pipeline_busy(client: Client, pipeline: str, active: Any, served_by: str) -> None:
+async def test_pipeline_busy(client: Client, pipeline: str, active: Answer, served_by: str) -> None:
     more: dict[str, Any] = {"request_id": "asks postgres"} if served_by == "postgres" else {}
-    refused = await refusal(client.call("TriggerDeployment", pipeline_name=pipeline, version="2", **more))
+    refused = await clean_refusal(trigger(client, pipeline, "2", **more))
     assert (refused.code, refused.reason) == (StatusCode.FAILED_PRECONDITION, "PIPELINE_BUSY")
     assert refused.facts == {
         "pipeline": pipeline,
@@ -126,38 +124,35 @@ async def test_pipeline_busy(client: Client, pipeline: str, active: Any, served_
     assert (violation.type, violation.subject) == ("PIPELINE_BUSY", f"pipelines/{pipeline}")
 
 
-async def test_deployment_ended(client: Client, active: Any) -> None:
-    await client.call("CancelDeployment", deployment_id=active.id)
+async def test_deployment_ended(client: Client, active: Answer) -> None:
+    await cancel(client, active.id)
     for method in ("AdvanceStage", "Rollback", "CancelDeployment"):
-        refused = await refusal(client.call(method, deployment_id=active.id))
-        assert (refused.code, refused.reason) == (
-            StatusCode.FAILED_PRECONDITION,
-            "DEPLOYMENT_ENDED",
-        )
+        refused = await clean_refusal(client.call(method, deployment_id=active.id))
+        assert (refused.code, refused.reason) == (StatusCode.FAILED_PRECONDITION, "DEPLOYMENT_ENDED")
         assert refused.facts["status"] == "CANCELLED"
         assert refused.details["PreconditionFailure"].violations[0].subject.endswith(active.id)
 
 
-async def test_stage_mismatch(client: Client, active: Any) -> None:
-    refused = await refusal(client.call("AdvanceStage", deployment_id=active.id, expected_stage="test"))
+async def test_stage_mismatch(client: Client, active: Answer) -> None:
+    refused = await clean_refusal(advance(client, active.id, expected_stage="test"))
     assert (refused.code, refused.reason) == (StatusCode.ABORTED, "STAGE_MISMATCH")
     assert refused.facts["current_stage"] == "build"
-    status = await client.call("GetDeploymentStatus", deployment_id=active.id)
-    assert status.message == active.message
+    assert (await status(client, active.id)).message == active.message
 
 
 async def test_revision_mismatch(client: Client, pipeline: str) -> None:
-    refused = await refusal(client.call("UpdatePipeline", name=pipeline, stages=["a"], expected_revision=7))
+    refused = await clean_refusal(
+        client.call("UpdatePipeline", name=pipeline, stages=["a"], expected_revision=7)
+    )
     assert (refused.code, refused.reason) == (StatusCode.ABORTED, "REVISION_MISMATCH")
     assert refused.facts["current_revision"] == "1"
 
 
-async def test_retry_without_token(client: Client, active: Any) -> None:
+async def test_retry_without_token(client: Client, active: Answer) -> None:
     marked = [("x-envoy-attempt-count", "2")]
-    refused = await refusal(client.call("AdvanceStage", deployment_id=active.id, metadata=marked))
+    refused = await clean_refusal(advance(client, active.id, metadata=marked))
     assert (refused.code, refused.reason) == (StatusCode.ABORTED, "RETRY_WITHOUT_TOKEN")
-    status = await client.call("GetDeploymentStatus", deployment_id=active.id)
-    assert status.message == active.message
+    assert (await status(client, active.id)).message == active.message
 
 
 @pytest.fixture
@@ -177,18 +172,17 @@ async def test_store_unavailable(settings: Settings, client: Client, pipeline: s
         await there.call("GetPipeline", name=pipeline)
         proxy.away = True
         # The first call finds out that the connections are dead, which may have cost a change its answer.
-        with pytest.raises(Refused):
-            await there.call("GetPipeline", name=pipeline)
+        await refusal(there.call("GetPipeline", name=pipeline))
         calls: dict[str, dict[str, Any]] = {
             "GetPipeline": {"name": pipeline},
             "TriggerDeployment": {"pipeline_name": pipeline, "version": "1"},
         }
         for method, fields in calls.items():
-            refused = await refusal(there.call(method, **fields))
+            refused = await clean_refusal(there.call(method, **fields))
             assert (refused.code, refused.reason) == (StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
             assert refused.details["RetryInfo"].retry_delay.seconds >= 1
         proxy.away = False
-        triggered = await client.call("TriggerDeployment", pipeline_name=pipeline, version="2")
+        triggered = await trigger(client, pipeline, "2")
         assert triggered.seq == 1, "the refused one stored nothing"
 
 
@@ -201,19 +195,17 @@ async def test_outcome_unknown(settings: Settings, client: Client, pipeline: str
     ):
         there = TypedClient(channel)
         # The statement is prepared by a first call, so that the answer that gets lost is the change's.
-        fields: dict[str, Any] = {"pipeline_name": pipeline, "version": "1"}
-        first = await there.call("TriggerDeployment", **fields, request_id="first")
-        await there.call("CancelDeployment", deployment_id=first.id)
-        fields["request_id"] = "r"
+        first = await trigger(there, pipeline, request_id="first")
+        await cancel(there, first.id)
         proxy.lose_answers = True
-        refused = await refusal(there.call("TriggerDeployment", **fields))
+        refused = await clean_refusal(trigger(there, pipeline, request_id="r"))
         assert (refused.code, refused.reason) == (StatusCode.UNKNOWN, "OUTCOME_UNKNOWN")
         assert refused.facts["request_id"] == "r"
         assert "r" in refused.message
         stored, _ = (await client.call("GetHistory", pipeline_name=pipeline)).deployments
         assert refused.facts["subject"] == f"deployment {stored.id}"
         # What the refusal says to do leads to the answer.
-        repeated = await client.call("TriggerDeployment", **fields)
+        repeated = await trigger(client, pipeline, request_id="r")
         assert (repeated.id, repeated.replayed) == (stored.id, True)
 
 
@@ -229,7 +221,7 @@ async def test_overloaded(settings: Settings, pipeline: str, monkeypatch: pytest
         fields: dict[str, Any] = {"name": pipeline, "stages": ["build", "test", "deploy"]}  # it is there
         calls = [asyncio.create_task(there.call("CreatePipeline", **fields)) for _ in range(5)]
         done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
-        refused = await refusal(done.pop())
+        refused = await clean_refusal(done.pop())
         assert (refused.code, refused.reason) == (StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
         assert refused.details["RetryInfo"].retry_delay.seconds >= 1
         check = health_pb2.HealthCheckRequest(service="readiness")
@@ -254,7 +246,7 @@ async def test_shutting_down(settings: Settings, pipeline: str, monkeypatch: pyt
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         made[0].refuse_new_calls()
-        refused = await refusal(TypedClient(channel).call("GetPipeline", name=pipeline))
+        refused = await clean_refusal(TypedClient(channel).call("GetPipeline", name=pipeline))
         assert (refused.code, refused.reason) == (StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
         assert refused.details["RetryInfo"].retry_delay.seconds >= 1
 
@@ -270,18 +262,18 @@ async def test_a_bug_is_internal_with_an_incident(
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         monkeypatch.setattr("deployment_pipeline.edge.convert.pipeline", broken)
-        refused = await refusal(TypedClient(channel).call("GetPipeline", name=pipeline))
+        refused = await clean_refusal(TypedClient(channel).call("GetPipeline", name=pipeline))
         assert (refused.code, refused.reason) == (StatusCode.INTERNAL, "INTERNAL")
         assert refused.facts["incident"] in refused.message
 
 
-async def test_a_refusal_leaves_no_garbage(client: Client, pipeline: str, active: Any) -> None:
+async def test_a_refusal_leaves_no_garbage(client: Client, pipeline: str, active: Answer) -> None:
     """Its frames in a cycle, for each refusal, cost more than all else of the collector's work."""
     gc.collect()
     gc.disable()
     try:
         for _ in range(10):
-            await refusal(client.call("TriggerDeployment", pipeline_name=pipeline, version="2"))
+            await clean_refusal(trigger(client, pipeline, "2"))
         left = [found for found in gc.get_objects() if isinstance(found, grpc.aio.AbortError)]
         assert len(left) <= 1, "the last one's step may not be over"
     finally:

@@ -13,16 +13,13 @@ from deployment_pipeline.run.server import running
 from deployment_pipeline.run.settings import Settings
 from support.clients import Client, Refused, TypedClient
 from support.proxy import postgres_proxy
+from support.steps import advance, cancel, refusal, status, trigger
 
 
 def changes(sql: psycopg.Connection, pipeline: str) -> int:
     row = sql.execute("SELECT count(*) FROM dp_events WHERE pipeline_name = %s", [pipeline]).fetchone()
     assert row
     return int(row[0])
-
-
-async def active_id(client: Client, pipeline: str) -> str:
-    return str((await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id)
 
 
 METHODS = [
@@ -53,7 +50,7 @@ async def prepare(client: Client, method: str, name: str) -> dict[str, Any]:
         case "TriggerDeployment":
             return {"pipeline_name": name, "version": "1", "labels": {"a": "1", "b": "2"}}
         case _:
-            return {"deployment_id": await active_id(client, name), "reason": "because"}
+            return {"deployment_id": (await trigger(client, name)).id, "reason": "because"}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -95,72 +92,66 @@ async def test_i2_another_request_with_the_same_id_is_refused(
     made = changes(sql, name)
     field, value = list(fields.items())[-1]
     other = {"stages": ["other"], "expected_revision": 2, "labels": {"a": "2"}, "reason": "another"}
-    with pytest.raises(Refused) as refused:
-        await client.call(method, **{**fields, field: other[field]}, request_id="r")
-    assert refused.value.reason == "REQUEST_ID_REUSED", value
+    refused = await refusal(client.call(method, **{**fields, field: other[field]}, request_id="r"))
+    assert refused.reason == "REQUEST_ID_REUSED", value
     assert changes(sql, name) == made
 
 
 async def test_i2_a_request_id_belongs_to_one_call_of_the_pipeline(client: Client, pipeline: str) -> None:
-    triggered = await client.call("TriggerDeployment", pipeline_name=pipeline, version="1", request_id="r")
+    triggered = await trigger(client, pipeline, request_id="r")
     for method in ("AdvanceStage", "Rollback", "CancelDeployment"):
-        with pytest.raises(Refused) as refused:
-            await client.call(method, deployment_id=triggered.id, request_id="r")
-        assert refused.value.reason == "REQUEST_ID_REUSED"
+        refused = await refusal(client.call(method, deployment_id=triggered.id, request_id="r"))
+        assert refused.reason == "REQUEST_ID_REUSED"
 
 
 async def test_i1_a_trigger_is_recognised_after_its_deployment_has_ended(
     client: Client, pipeline: str
 ) -> None:
-    fields: dict[str, Any] = {"pipeline_name": pipeline, "version": "1", "request_id": "r"}
-    id = (await client.call("TriggerDeployment", **fields)).id
-    await client.call("CancelDeployment", deployment_id=id)
-    await client.call("TriggerDeployment", pipeline_name=pipeline, version="2")
-    again = await client.call("TriggerDeployment", **fields)
+    id = (await trigger(client, pipeline, "1", request_id="r")).id
+    await cancel(client, id)
+    await trigger(client, pipeline, "2")
+    again = await trigger(client, pipeline, "1", request_id="r")
     assert (again.id, again.status_name, again.replayed) == (id, "CANCELLED", True)
 
 
 async def test_i1_an_advance_is_recognised_after_others(client: Client, pipeline: str) -> None:
-    id = await active_id(client, pipeline)
-    await client.call("AdvanceStage", deployment_id=id, request_id="r")
-    await client.call("AdvanceStage", deployment_id=id)
-    again = await client.call("AdvanceStage", deployment_id=id, request_id="r")
+    id = (await trigger(client, pipeline)).id
+    await advance(client, id, request_id="r")
+    await advance(client, id)
+    again = await advance(client, id, request_id="r")
     assert (again.current_stage, again.replayed) == ("deploy", True)
 
 
 async def test_i3_a_refusal_is_not_stored(client: Client, pipeline: str) -> None:
-    id = await active_id(client, pipeline)
-    fields: dict[str, Any] = {"pipeline_name": pipeline, "version": "2", "request_id": "r"}
-    with pytest.raises(Refused):
-        await client.call("TriggerDeployment", **fields)
-    await client.call("CancelDeployment", deployment_id=id)
-    assert not (await client.call("TriggerDeployment", **fields)).replayed
+    id = (await trigger(client, pipeline)).id
+    await refusal(trigger(client, pipeline, "2", request_id="r"))
+    await cancel(client, id)
+    assert not (await trigger(client, pipeline, "2", request_id="r")).replayed
 
 
 async def test_s5_racing_advances_with_one_expected_stage_change_one_stage(
     client: Client, pipeline: str
 ) -> None:
-    id = await active_id(client, pipeline)
+    id = (await trigger(client, pipeline)).id
     results = await asyncio.gather(
-        *(client.call("AdvanceStage", deployment_id=id, expected_stage="build") for _ in range(20)),
+        *(advance(client, id, expected_stage="build") for _ in range(20)),
         return_exceptions=True,
     )
     refused = [result for result in results if isinstance(result, Refused)]
     assert len(refused) == 19
-    assert {refusal.reason for refusal in refused} == {"STAGE_MISMATCH"}
-    status = await client.call("GetDeploymentStatus", deployment_id=id)
-    assert status.current_stage == "test"
+    assert {result.reason for result in refused} == {"STAGE_MISMATCH"}
+    assert (await status(client, id)).current_stage == "test"
 
 
 async def test_a_marked_retry_with_a_token_is_carried_out(client: Client, pipeline: str) -> None:
-    id = await active_id(client, pipeline)
+    id = (await trigger(client, pipeline)).id
     marked = [("x-envoy-attempt-count", "2")]
-    advanced = await client.call("AdvanceStage", deployment_id=id, expected_stage="build", metadata=marked)
+    advanced = await advance(client, id, expected_stage="build", metadata=marked)
     assert advanced.current_stage == "test"
-    advanced = await client.call("AdvanceStage", deployment_id=id, request_id="r", metadata=marked)
+    advanced = await advance(client, id, request_id="r", metadata=marked)
     assert advanced.current_stage == "deploy"
     first_try = [("x-envoy-attempt-count", "1")]
-    advanced = await client.call("AdvanceStage", deployment_id=id, metadata=first_try)
+    advanced = await advance(client, id, metadata=first_try)
     assert advanced.status_name == "COMPLETED"
 
 
@@ -188,7 +179,7 @@ async def test_grpcs_own_retry_of_an_advance_skips_no_stage(
     expected_stage: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    id = await active_id(client, pipeline)
+    id = (await trigger(client, pipeline)).id
     # A call that finds Postgres away is refused as UNAVAILABLE soon.
     monkeypatch.setattr("deployment_pipeline.postgres.connections.MAX_WAIT_SECONDS", 0.2)
     options = [("grpc.service_config", json.dumps(RETRYING))]
@@ -199,18 +190,12 @@ async def test_grpcs_own_retry_of_an_advance_skips_no_stage(
     ):
         there = TypedClient(channel)
         proxy.away = True
-        with pytest.raises(Refused):
-            await there.call("GetPipeline", name=pipeline, timeout=0.5)
-        advance = asyncio.create_task(
-            there.call("AdvanceStage", deployment_id=id, expected_stage=expected_stage)
-        )
+        await refusal(there.call("GetPipeline", name=pipeline, timeout=0.5))
+        advancing = asyncio.create_task(advance(there, id, expected_stage=expected_stage))
         await asyncio.sleep(0.5)  # the first attempt has been refused
         proxy.away = False
         if expected_stage:
-            assert (await advance).current_stage == "test"
+            assert (await advancing).current_stage == "test"
         else:
-            with pytest.raises(Refused) as refused:
-                await advance
-            assert refused.value.reason == "RETRY_WITHOUT_TOKEN"
-    status = await client.call("GetDeploymentStatus", deployment_id=id)
-    assert status.current_stage == ("test" if expected_stage else "build")
+            assert (await refusal(advancing)).reason == "RETRY_WITHOUT_TOKEN"
+    assert (await status(client, id)).current_stage == ("test" if expected_stage else "build")

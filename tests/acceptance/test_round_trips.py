@@ -11,8 +11,10 @@ import pytest
 from deployment_pipeline.guard import redis as guard_redis
 from deployment_pipeline.run.server import running
 from deployment_pipeline.run.settings import Settings
-from support.clients import Answer, Client, Refused, TypedClient
+from support.clients import Client, Refused, TypedClient
 from support.proxy import Proxy, postgres_proxy, redis_proxy
+from support.steps import advance, complete, refusal, status, trigger
+from support.stores import next_transaction_id
 
 # One for each round trip of the extended protocol, and of the simple one.
 ROUND_TRIP = (b"S", b"Q")
@@ -45,19 +47,13 @@ async def counted(settings: Settings, pipeline: str) -> AsyncIterator[Counted]:
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         client = TypedClient(channel)
-        await life(client, pipeline)
+        id = (await trigger(client, pipeline)).id
+        await refusal(trigger(client, pipeline))
+        await status(client, id)
+        await complete(client, id)
         counted = Counted(client, postgres, redis)
         counted.reset()
         yield counted
-
-
-async def life(client: Client, pipeline: str) -> None:
-    id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id
-    with pytest.raises(Refused):
-        await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")
-    await client.call("GetDeploymentStatus", deployment_id=id)
-    for _ in range(3):
-        await client.call("AdvanceStage", deployment_id=id)
 
 
 async def test_a_trigger_costs_one_round_trip_each(
@@ -65,7 +61,7 @@ async def test_a_trigger_costs_one_round_trip_each(
 ) -> None:
     monkeypatch.setattr(guard_redis, "BUDGET_SECONDS", 20)
     counted.redis.reset(free=1)
-    await counted.client.call("TriggerDeployment", pipeline_name=pipeline, version="1")
+    await trigger(counted.client, pipeline)
     # What comes after the gate is held back, and yet the answer is there: only the gate is on its path.
     assert counted.cost()[0] == 1
     assert counted.redis.count(b"*") <= 2
@@ -73,88 +69,68 @@ async def test_a_trigger_costs_one_round_trip_each(
 
 
 async def test_an_advance_costs_one_round_trip_to_postgres(counted: Counted, pipeline: str) -> None:
-    id = (await counted.client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id
+    id = (await trigger(counted.client, pipeline)).id
     await asyncio.sleep(0.1)  # the fill is over
     counted.reset()
-    await counted.client.call("AdvanceStage", deployment_id=id)
+    await advance(counted.client, id)
     assert counted.cost() == (1, 0)
-    await counted.client.call("AdvanceStage", deployment_id=id)
+    await advance(counted.client, id)
     counted.reset()
-    await counted.client.call("AdvanceStage", deployment_id=id)
+    await advance(counted.client, id)
     assert counted.cost() == (1, 1), "the last one tells the guard"
 
 
 async def test_a_read_costs_one_round_trip_to_postgres(counted: Counted, pipeline: str) -> None:
-    id = (await counted.client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id
+    id = (await trigger(counted.client, pipeline)).id
     await asyncio.sleep(0.1)  # the fill is over
     counted.reset()
-    await counted.client.call("GetDeploymentStatus", deployment_id=id)
+    await status(counted.client, id)
     assert counted.cost() == (1, 0)
 
 
 async def test_a_trigger_that_is_known_to_be_hopeless_does_not_reach_postgres(
     counted: Counted, pipeline: str
 ) -> None:
-    await counted.client.call("TriggerDeployment", pipeline_name=pipeline, version="1")
+    await trigger(counted.client, pipeline)
     await asyncio.sleep(0.1)  # the fill is over
     counted.reset()
     for _ in range(10):
-        with pytest.raises(Refused) as refused:
-            await counted.client.call("TriggerDeployment", pipeline_name=pipeline, version="2")
-        assert refused.value.reason == "PIPELINE_BUSY"
+        assert (await refusal(trigger(counted.client, pipeline, "2"))).reason == "PIPELINE_BUSY"
     assert counted.cost() == (0, 10)
 
 
 async def test_a_herd_costs_a_handful(counted: Counted, pipeline: str) -> None:
-    calls = [
-        counted.client.call("TriggerDeployment", pipeline_name=pipeline, version="1") for _ in range(500)
-    ]
+    calls = [trigger(counted.client, pipeline) for _ in range(500)]
     results = await asyncio.gather(*calls, return_exceptions=True)
     refused = [result for result in results if isinstance(result, Refused)]
     assert len(refused) == 499
-    assert {refusal.reason for refusal in refused} == {"PIPELINE_BUSY"}
+    assert {result.reason for result in refused} == {"PIPELINE_BUSY"}
     assert counted.cost()[0] <= 5
 
 
-async def test_who_stood_in_line_asks_redis_before_postgres(
+async def test_a_trigger_that_waited_its_turn_asks_redis_before_postgres(
     counted: Counted, pipeline: str, sql: psycopg.Connection
 ) -> None:
-    def trigger() -> asyncio.Task[Answer]:
-        return asyncio.create_task(
-            counted.client.call("TriggerDeployment", pipeline_name=pipeline, version="1")
-        )
-
     with sql.transaction():
         sql.execute("SELECT FROM dp_pipelines WHERE name = %s FOR UPDATE", [pipeline])
-        first = trigger()
+        first = asyncio.create_task(trigger(counted.client, pipeline))
         await asyncio.sleep(0.2)
-        others = [trigger() for _ in range(5)]
+        others = [asyncio.create_task(trigger(counted.client, pipeline)) for _ in range(5)]
         await asyncio.sleep(0.2)
     await first
-    refused = await asyncio.gather(*others, return_exceptions=True)
-    assert [isinstance(refusal, Refused) and refusal.reason for refusal in refused] == ["PIPELINE_BUSY"] * 5
+    for other in others:
+        assert (await refusal(other)).reason == "PIPELINE_BUSY"
     assert counted.cost()[0] <= 2, "the first one's: it met the lock, and waited for it"
-
-
-def next_transaction_id(sql: psycopg.Connection) -> int:
-    row = sql.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint").fetchone()
-    assert row
-    return int(row[0])
 
 
 @pytest.mark.parametrize("request_ids", [False, True])
 async def test_a_refused_trigger_takes_no_transaction_id(
     client: Client, pipeline: str, sql: psycopg.Connection, request_ids: bool
 ) -> None:
-    await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")
+    await trigger(client, pipeline)
     before = next_transaction_id(sql)
     for number in range(50):
-        with pytest.raises(Refused):
-            await client.call(
-                "TriggerDeployment",
-                pipeline_name=pipeline,
-                version="2",
-                request_id=f"r{number}" if request_ids else "",
-            )
+        request_id = f"r{number}" if request_ids else ""
+        await refusal(trigger(client, pipeline, "2", request_id=request_id))
     # Postgres itself may take one or two meanwhile (autovacuum does).
     assert next_transaction_id(sql) - before < 10

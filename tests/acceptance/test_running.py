@@ -22,6 +22,7 @@ from deployment_pipeline.release import VERSION
 from support.clients import SERVICE, Client, Refused, TypedClient
 from support.processes import all_gone, children, gone
 from support.servers import Server, server
+from support.steps import advance, refusal, status, trigger
 from support.stores import ROOT, Stores, scratch_folder
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -35,40 +36,36 @@ async def test_d1_a_restart_in_the_middle_of_a_pipeline_loses_nothing(
     with server(stores) as running:
         async with grpc.aio.insecure_channel(running.address) as channel:
             client = TypedClient(channel)
-            id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id
-            before = await client.call("AdvanceStage", deployment_id=id, request_id="r")
+            id = (await trigger(client, pipeline)).id
+            before = await advance(client, id, request_id="r")
         running.stop(how)
         running.start()
         async with grpc.aio.insecure_channel(running.address) as channel:
             client = TypedClient(channel)
-            after = await client.call("GetDeploymentStatus", deployment_id=id)
+            after = await status(client, id)
             assert after.message == before.message
-            with pytest.raises(Refused) as refused:
-                await client.call("TriggerDeployment", pipeline_name=pipeline, version="2")
-            assert refused.value.facts["deployment_id"] == id
-            again = await client.call("AdvanceStage", deployment_id=id, request_id="r")
+            assert (await refusal(trigger(client, pipeline, "2"))).facts["deployment_id"] == id
+            again = await advance(client, id, request_id="r")
             assert (again.replayed, again.current_stage) == (True, "test")
-            for _ in range(2):
-                ended = await client.call("AdvanceStage", deployment_id=id)
-            assert ended.status_name == "COMPLETED"
-            await client.call("TriggerDeployment", pipeline_name=pipeline, version="2")
+            assert (await advance(client, id, times=2)).status_name == "COMPLETED"
+            await trigger(client, pipeline, "2")
         assert running.stop() == 0
 
 
 async def test_sigterm_lets_the_calls_under_way_finish(stores: Stores, pipeline: str, client: Client) -> None:
-    id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id
+    id = (await trigger(client, pipeline)).id
     with server(stores) as running, psycopg.connect(stores.database_url) as stranger:
         async with grpc.aio.insecure_channel(running.address) as channel:
             there = TypedClient(channel)
             await there.call("GetPipeline", name=pipeline)
             stranger.execute("SELECT FROM dp_pipelines WHERE name = %s FOR UPDATE", [pipeline])
-            advance = asyncio.create_task(there.call("AdvanceStage", deployment_id=id))
+            advancing = asyncio.create_task(advance(there, id))
             await asyncio.sleep(0.3)
-            assert not advance.done(), "it waits for the row"
+            assert not advancing.done(), "it waits for the row"
             running.process.send_signal(signal.SIGTERM)
             await asyncio.sleep(0.3)
             stranger.rollback()
-            assert (await advance).current_stage == "test"
+            assert (await advancing).current_stage == "test"
         assert await asyncio.to_thread(running.process.wait, 15) == 0
         assert running.process.stdout
         running.process.stdout.close()
@@ -77,23 +74,18 @@ async def test_sigterm_lets_the_calls_under_way_finish(stores: Stores, pipeline:
 async def test_a_lock_held_by_a_stranger_ends_with_the_callers_deadline(
     client: Client, pipeline: str, stores: Stores
 ) -> None:
-    id = (await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")).id
+    id = (await trigger(client, pipeline)).id
     with psycopg.connect(stores.database_url) as stranger:
         stranger.execute("SELECT FROM dp_pipelines WHERE name = %s FOR UPDATE", [pipeline])
-        with pytest.raises(Refused) as refused:
-            await client.call("AdvanceStage", deployment_id=id, timeout=0.5)
+        refused = await refusal(advance(client, id, timeout=0.5))
         # Client and server see the time end; whoever is first says so, and both mean that nothing happened.
-        assert refused.value.code in (
-            grpc.StatusCode.DEADLINE_EXCEEDED,
-            grpc.StatusCode.UNAVAILABLE,
-        )
+        assert refused.code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
         await asyncio.sleep(0.3)
         waiting = stranger.execute(
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
         ).fetchone()
         assert waiting == (0,), "the statement went with its caller's time"
-    status = await client.call("GetDeploymentStatus", deployment_id=id)
-    assert status.current_stage == "build"
+    assert (await status(client, id)).current_stage == "build"
 
 
 async def test_health_knows_four_names(server: str) -> None:
@@ -269,12 +261,10 @@ async def test_each_call_is_one_json_line_that_says_what_it_was_about(stores: St
     with scratch_folder() as folder, (folder / "log").open("w+") as log, server(stores, log=log) as running:
         async with grpc.aio.insecure_channel(running.address) as channel:
             client = TypedClient(channel)
-            fields: dict[str, Any] = {"pipeline_name": pipeline, "version": "1", "request_id": "r"}
             for _ in range(2):
-                await client.call("TriggerDeployment", **fields)
+                await trigger(client, pipeline, request_id="r")
             await client.call("GetPipeline", name=pipeline)
-            with pytest.raises(Refused):
-                await client.call("CreatePipeline", name="\x00\u202e\n", stages=["\x1b"])
+            await refusal(client.call("CreatePipeline", name="\x00\u202e\n", stages=["\x1b"]))
         assert running.stop() == 0
         log.seek(0)
         lines = [json.loads(line) for line in log]
@@ -292,9 +282,9 @@ async def test_calls_go_on_when_nobody_reads_the_log_any_more(stores: Stores, pi
         os.close(reader)
         async with grpc.aio.insecure_channel(running.address) as channel:
             client = TypedClient(channel)
-            await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")
+            await trigger(client, pipeline)
             with pytest.raises(Refused, match="is busy"):
-                await client.call("TriggerDeployment", pipeline_name=pipeline, version="1")
+                await trigger(client, pipeline)
         assert running.stop() == 0
 
 

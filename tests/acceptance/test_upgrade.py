@@ -10,9 +10,11 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from deployment_pipeline.postgres import migrate
-from support.clients import Client, Refused, TypedClient
+from dp.v1 import deployment_pipeline_pb2 as pb
+from support.clients import Client, TypedClient
 from support.releases import unpack
 from support.servers import Server, server
+from support.steps import advance, cancel, queue, refusal, rollback, status, trigger
 from support.stores import Stores, scratch_folder
 
 STAGES = ["build", "test", "deploy"]
@@ -40,39 +42,30 @@ async def test_every_call_of_the_release_before_works_on_this_schema(
     old: Client, new_name: Callable[[], str]
 ) -> None:
     name = new_name()
-
-    async def call(method: str, **fields: Any) -> Any:
-        return await old.call(method, **fields)
-
-    async def trigger(version: str, on_busy: int = 0) -> Any:
-        return await call("TriggerDeployment", pipeline_name=name, version=version, on_busy=on_busy)
-
-    await call("CreatePipeline", name=name, stages=STAGES, labels={"team": "shop"})
-    await call("UpdatePipeline", name=name, description="d")
-    first = await trigger("1")
-    with pytest.raises(Refused) as refused:
-        await trigger("2")
-    assert refused.value.reason == "PIPELINE_BUSY"
+    await old.call("CreatePipeline", name=name, stages=STAGES, labels={"team": "shop"})
+    await old.call("UpdatePipeline", name=name, description="d")
+    first = await trigger(old, name, "1")
+    assert (await refusal(trigger(old, name, "2"))).reason == "PIPELINE_BUSY"
     for stage in STAGES:
-        first = await call("AdvanceStage", deployment_id=first.id, expected_stage=stage)
+        first = await advance(old, first.id, expected_stage=stage)
     assert first.status_name == "COMPLETED"
-    second = await trigger("2")
-    waiting = await trigger("3", on_busy=2)
+    second = await trigger(old, name, "2")
+    waiting = await queue(old, name, "3")
     assert waiting.queue_position == 1
-    newer = await trigger("4", on_busy=3)
-    rolled_back = await call("Rollback", deployment_id=second.id, redeploy_last_completed=True)
-    state = await call("GetPipelineState", name=name)
+    newer = await trigger(old, name, "4", on_busy="SUPERSEDE")
+    rolled_back = await rollback(old, second.id, redeploy_last_completed=True)
+    state = await old.call("GetPipelineState", name=name)
     assert (state.active.id, state.active.version) == (rolled_back.redeployed_by, "1")
     assert [d.id for d in state.queue] == [newer.id]
-    await call("LockPipeline", name=name, reason="r")
-    await call("CancelDeployment", deployment_id=state.active.id)
-    assert (await call("UnlockPipeline", name=name, start_next=True)).started.id == newer.id
-    history = await call("GetHistory", pipeline_name=name, statuses=[3], reached_stage="test")
+    await old.call("LockPipeline", name=name, reason="r")
+    await cancel(old, state.active.id)
+    assert (await old.call("UnlockPipeline", name=name, start_next=True)).started.id == newer.id
+    history = await old.call("GetHistory", pipeline_name=name, statuses=["COMPLETED"], reached_stage="test")
     assert [d.version for d in history.deployments] == ["1"]
-    assert (await call("GetDeploymentStatus", deployment_id=waiting.id)).cause.code == 3
-    assert len((await call("ListEvents", pipeline_name=name)).events) == 16
-    assert (await call("GetPipeline", name=name)).revision == 2
-    await call("ListPipelines", page_size=1)
+    assert (await status(old, waiting.id)).cause.code == pb.Cause.SUPERSEDED
+    assert len((await old.call("ListEvents", pipeline_name=name)).events) == 16
+    assert (await old.call("GetPipeline", name=name)).revision == 2
+    await old.call("ListPipelines", page_size=1)
 
 
 @pytest.mark.parametrize("first_is_old", [True, False])
@@ -93,25 +86,26 @@ async def test_i1_i2_a_request_sent_to_one_release_is_recognised_by_the_other(
     await twice("UpdatePipeline", name=name, description="d", expected_revision=1)
     await twice("LockPipeline", name=name, reason="r", owner="ops", expires_at={"seconds": 4_000_000_000})
     await twice("UnlockPipeline", name=name, start_next=True, reason="r")
-    made = await twice("TriggerDeployment", pipeline_name=name, version="1", on_busy=2, labels={"ü": "1"})
+    made = await twice(
+        "TriggerDeployment", pipeline_name=name, version="1", on_busy="QUEUE", labels={"ü": "1"}
+    )
     await twice("AdvanceStage", deployment_id=made.id, expected_stage="build", reason="r")
     await twice("Rollback", deployment_id=made.id, redeploy_version="0", reason="r")
-    made = await first.call("TriggerDeployment", pipeline_name=name, version="2", on_busy=2)
+    made = await queue(first, name, "2")
     await twice("CancelDeployment", deployment_id=made.id)
-    with pytest.raises(Refused) as refused:
-        await other.call("CancelDeployment", deployment_id=made.id, reason="r", request_id="CancelDeployment")
-    assert refused.value.reason == "REQUEST_ID_REUSED"
+    refused = await refusal(cancel(other, made.id, reason="r", request_id="CancelDeployment"))
+    assert refused.reason == "REQUEST_ID_REUSED"
 
 
 @pytest.mark.parametrize("first_is_old", [True, False])
-async def test_a_page_token_of_one_release_leads_on_in_the_other(
+async def test_a_page_token_of_one_release_continues_the_list_in_the_other(
     old: Client, client: Client, pipeline: str, first_is_old: bool
 ) -> None:
     first, other = (old, client) if first_is_old else (client, old)
     for version in "123":
-        made = await client.call("TriggerDeployment", pipeline_name=pipeline, version=version)
-        await client.call("CancelDeployment", deployment_id=made.id)
-    asked: dict[str, Any] = {"pipeline_name": pipeline, "limit": 2, "statuses": [5]}
+        made = await trigger(client, pipeline, version)
+        await cancel(client, made.id)
+    asked: dict[str, Any] = {"pipeline_name": pipeline, "limit": 2, "statuses": ["CANCELLED"]}
     page = await first.call("GetHistory", **asked)
     rest = await other.call("GetHistory", **asked, page_token=page.next_page_token)
     assert [d.version for d in [*page.deployments, *rest.deployments]] == ["3", "2", "1"]
@@ -146,7 +140,7 @@ async def test_what_a_later_release_stored_is_read_as_unspecified(
         async with grpc.aio.insecure_channel(running.address) as channel:
             client = TypedClient(channel)
             await client.call("CreatePipeline", name="shop", stages=STAGES)
-            made = await client.call("TriggerDeployment", pipeline_name="shop", version="1")
+            made = await trigger(client, "shop")
             with psycopg.connect(future, autocommit=True) as later:
                 later.execute(
                     "UPDATE dp_deployments SET status = 'PAUSED', cause = 'TIMED_OUT', cause_message = 'late'"
@@ -154,12 +148,15 @@ async def test_what_a_later_release_stored_is_read_as_unspecified(
                 later.execute(
                     "UPDATE dp_events SET type = 'PAUSE', to_status = 'PAUSED' WHERE type = 'TRIGGER'"
                 )
-            status = await client.call("GetDeploymentStatus", deployment_id=made.id)
-            assert (status.status, status.cause.code, status.cause.message) == (0, 0, "late")
+            unknown = await status(client, made.id)
+            assert unknown.status == pb.DeploymentStatus.STATUS_UNSPECIFIED
+            assert (unknown.cause.code, unknown.cause.message) == (pb.Cause.CODE_UNSPECIFIED, "late")
             [shown] = (await client.call("GetHistory", pipeline_name="shop")).deployments
-            assert shown == status.message
-            events = (await client.call("ListEvents", pipeline_name="shop")).events
-            assert [(event.type, event.to_status) for event in events] == [(1, 0), (0, 0)]
+            assert shown == unknown.message
+            created, triggered = (await client.call("ListEvents", pipeline_name="shop")).events
+            assert (created.type, created.HasField("to_status")) == (pb.Event.CREATE, False)
+            assert triggered.type == pb.Event.TYPE_UNSPECIFIED
+            assert triggered.to_status == pb.DeploymentStatus.STATUS_UNSPECIFIED
             assert (await client.call("GetPipelineState", name="shop")).pending_count == 0
 
 

@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.clients import TypedClient
 from support.processes import all_gone, children, gone
 from support.servers import Server
+from support.steps import trigger
 from support.stores import Stores, scratch_folder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
@@ -64,10 +65,7 @@ async def test_they_share_a_port_and_the_calls(workers: Workers, log: TextIO, pi
         health: Any = health_pb2_grpc.HealthStub(channel)
         ready = await health.Check(health_pb2.HealthCheckRequest(service="readiness"))
         assert ready.status == health_pb2.HealthCheckResponse.SERVING
-        answer = await TypedClient(channel).call(
-            "TriggerDeployment", pipeline_name=pipeline, version="1", request_id="the same"
-        )
-        ids.add(answer.id)
+        ids.add((await trigger(TypedClient(channel), pipeline, request_id="the same")).id)
     assert len(ids) == 1
     assert workers.stop() == 0
     calls = [line for line in lines(log) if line["event"] == "call"]

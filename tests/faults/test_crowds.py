@@ -14,18 +14,13 @@ import pytest
 from support import audit
 from support.clients import Answer, Refused, TypedClient
 from support.servers import server
-from support.stores import Stores
+from support.steps import trigger
+from support.stores import Stores, next_transaction_id
 from support.table import NOTES
 
 HERD = 1000
 MAX_TRANSACTIONS = 10
 MAX_DEAD_ROWS = 10
-
-
-def next_transaction_id(sql: psycopg.Connection) -> int:
-    row = sql.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint").fetchone()
-    assert row
-    return int(row[0])
 
 
 def dead_rows(sql: psycopg.Connection) -> int:
@@ -58,12 +53,7 @@ async def test_a_herd_of_1000_has_one_winner_and_costs_a_handful(
             before, start = next_transaction_id(sql), time.perf_counter()
             results = await asyncio.gather(
                 *(
-                    clients[n % 2].call(
-                        "TriggerDeployment",
-                        pipeline_name=pipeline,
-                        version=str(n),
-                        request_id=f"r{n}" if request_ids else "",
-                    )
+                    trigger(clients[n % 2], pipeline, str(n), request_id=f"r{n}" if request_ids else "")
                     for n in range(HERD)
                 ),
                 return_exceptions=True,
@@ -109,7 +99,7 @@ async def test_callers_that_leave_at_any_moment_leave_nothing_behind(
             left = 0
 
             choices: list[tuple[str, dict[str, Any]]] = [
-                ("TriggerDeployment", {"pipeline_name": pipeline, "version": "1", "on_busy": 2}),
+                ("TriggerDeployment", {"pipeline_name": pipeline, "version": "1", "on_busy": "QUEUE"}),
                 ("TriggerDeployment", {"pipeline_name": pipeline, "version": "1"}),
                 ("GetHistory", {"pipeline_name": pipeline, "limit": 5}),
                 ("UpdatePipeline", {"name": pipeline, "description": "d"}),

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 import redis as redis_client
+from structlog.testing import capture_logs
 
 from deployment_pipeline.guard import redis as guard_redis
 from deployment_pipeline.guard.guard import RESERVED_TTL_MS, Guard
@@ -275,7 +276,7 @@ async def answers(guard: Guard, active: Deployment) -> bool:
 async def test_without_redis_the_breaker_opens_and_a_probe_closes_it(
     stores: Stores, active: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard_redis, "BREAKER_SECONDS", 0.3)
+    monkeypatch.setattr(guard_redis, "BREAKER_SECONDS", 2.0)  # a machine may stall for less
 
     async with redis_proxy(stores.redis_url) as (proxy, url):
         guard = Guard(url, INSTALLATION, LEASE_MS, MAX_BATCH)
@@ -299,6 +300,28 @@ async def test_without_redis_the_breaker_opens_and_a_probe_closes_it(
         assert await answers(guard, active)
         assert await answers(guard, active)
         await guard.close()
+
+
+async def test_the_log_says_once_that_redis_is_away_and_once_that_it_is_back(
+    stores: Stores, active: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard_redis, "BREAKER_SECONDS", 0.0)  # every call probes
+    async with redis_proxy(stores.redis_url) as (proxy, url):
+        guard = Guard(url, INSTALLATION, LEASE_MS, MAX_BATCH)
+        with capture_logs() as lines:
+            proxy.away = True
+            await guard.open()
+            for _ in range(guard_redis.FAILURES_TO_OPEN + 2):
+                assert not await answers(guard, active)
+            proxy.away = False
+            for _ in range(3):
+                assert await answers(guard, active)
+        await guard.close()
+    assert [line["event"] for line in lines] == [
+        "redis does not answer: triggers go to postgres",
+        "redis is left out: triggers go to postgres",
+        "redis is back",
+    ]
 
 
 async def test_a_round_trip_that_hangs_is_one_failure_for_all_its_steps(

@@ -78,8 +78,7 @@ class History:
 def _fields(pipeline: str, op: Op, version: str) -> dict[str, Any]:
     match op.method:
         case "TriggerDeployment":
-            on_busy = {"REJECT": 1, "QUEUE": 2, "SUPERSEDE": 3}[op.on_busy]
-            fields: dict[str, Any] = {"pipeline_name": pipeline, "version": version, "on_busy": on_busy}
+            fields: dict[str, Any] = {"pipeline_name": pipeline, "version": version, "on_busy": op.on_busy}
         case "LockPipeline":
             fields = {"name": pipeline, "reason": "r"}
         case "UnlockPipeline":

@@ -61,3 +61,9 @@ def redis_keys(database_url: str) -> RedisKey:
     with psycopg.connect(database_url) as connection:
         [(installation,)] = connection.execute("SELECT id FROM dp_installation").fetchall()
     return lambda kind, pipeline: f"dp:{kind}:{{{pipeline}}}:{installation}"
+
+
+def next_transaction_id(sql: psycopg.Connection) -> int:
+    row = sql.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint").fetchone()
+    assert row
+    return int(row[0])

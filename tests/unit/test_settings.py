@@ -1,7 +1,7 @@
 import pytest
 
 from deployment_pipeline.run import settings
-from deployment_pipeline.run.settings import InvalidSettings, without_secrets
+from deployment_pipeline.run.settings import InvalidSettings, masked
 
 
 def test_a_broken_url_is_reported_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,4 +47,4 @@ def test_every_broken_setting_is_named_at_once(monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_a_shown_url_holds_no_password(url: str, shown: str) -> None:
-    assert without_secrets(url) == shown
+    assert masked(url) == shown
