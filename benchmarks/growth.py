@@ -24,7 +24,8 @@ FILL = """
            '', 'auto-' || id, completed_at
     FROM dp_deployments;
     INSERT INTO dp_versions (pipeline_name, version, completed_no, completed_id)
-    SELECT pipeline_name, version, seq + 1, id FROM dp_deployments;
+    SELECT pipeline_name, version, seq + 1, id FROM dp_deployments
+    ORDER BY pipeline_name, version COLLATE "C";
     UPDATE dp_pipelines SET last_seq = {count} / {pipelines}, last_event_no = {count} / {pipelines} + 1
     WHERE name LIKE 'grown-%';
 """

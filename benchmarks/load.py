@@ -35,7 +35,7 @@ class Measured:
 
 
 async def measure(address: str, work: Work, callers: int, seconds: float) -> Measured:
-    """Callers who begin anew as soon as they are done."""
+    """Callers who begin again as soon as they are done."""
     connections = await h2.connect(address, min(callers, CONNECTIONS))
     latencies: list[float] = []
     over = False

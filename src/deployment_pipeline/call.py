@@ -47,7 +47,7 @@ def is_marked_repeat() -> bool:
 
 def limit(waiting: "asyncio.Future[Any]", seconds: float) -> asyncio.TimerHandle:
     """End a wait with TimeoutError after that time. Like asyncio.timeout, at a third of its price; cancel the
-    handle when the wait is over."""
+    handle when the wait has ended."""
     return asyncio.get_running_loop().call_later(seconds, _give_up, waiting)
 
 

@@ -82,7 +82,7 @@ class Rules:
 
     def required_reason(self, field: str, value: str) -> None:
         if not value:
-            self.broken(field, "is required: it tells the people whom the lock stops why")
+            self.broken(field, "is required: it is what people who meet the lock will read")
         self.text(field, value)
 
     def owner(self, field: str, value: str) -> None:

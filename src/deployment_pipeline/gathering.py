@@ -1,13 +1,13 @@
 """Concurrent calls of one kind share a round trip.
 
-A call that finds nothing under way is sent at the end of the event loop's step, with whatever else came in
-that step. While one is under way the next one collects. It goes when nothing is under way any more, or when
-it has grown to CROWD times what is: so a busy store gets few large batches, and a round trip that hangs does
-not hold up everybody. There is no timer.
+A call that finds nothing under way is sent at the end of the current step of the event loop, together with
+whatever else came in that step. While a batch is under way, the next one collects. It is sent when nothing is
+under way any more, or when it has grown to CROWD times what is: a busy store gets a few large batches, and
+one round trip that hangs does not hold up everybody. There is no timer.
 
-gRPC hands over a call in several steps of the event loop, and a store answers within two or three. So that
-busy callers do not go one by one, the end of a round trip that had company counts only when nobody has come
-for QUIET_STEPS, or after STEPS. A lone call waits for nothing.
+gRPC takes several steps of the event loop to hand over a call, and a store answers within two or three. To
+keep busy callers from going one by one, a round trip that had company counts as under way until nobody has
+come for QUIET_STEPS, or for STEPS at most. A lone call waits for nothing.
 """
 
 import asyncio

@@ -284,9 +284,8 @@ class UpgradeNotFinished(Refusal):
 
     def __str__(self) -> str:
         return (
-            f"this needs an upgrade that is not finished: it is of level {self.level}, and replicas of level"
-            f" {self.finished_level} may still run; nothing was changed; when the last of them has been"
-            " replaced, an operator runs `deployment-pipeline migrate --finish`"
+            f"this needs level {self.level}, and replicas of level {self.finished_level} may still run;"
+            " nothing was changed; `deployment-pipeline migrate --finish` ends the upgrade when they are gone"
         )
 
 
@@ -344,9 +343,7 @@ class OutcomeUnknown(Refusal):
     request_id: str  # empty: the caller sent none
 
     def __str__(self) -> str:
-        again = (
-            f'send the same call again with request_id "{self.request_id}"'
-            if self.request_id
-            else "look before you send it again, and give a request_id next time"
-        )
+        again = "look before you send it again, and give a request_id next time"
+        if self.request_id:
+            again = f'send the same call again with request_id "{self.request_id}"'
         return f"the change of {self.subject} may or may not have been made; {again}"

@@ -16,7 +16,8 @@ from deployment_pipeline.run import settings
 from deployment_pipeline.run.settings import InvalidSettings, Settings
 
 TRY = """
-Embedded stores keep their data in {data_dir}/ (`make reset` begins anew); never use them in production.
+Embedded stores keep their data in {data_dir}/ (`make reset` starts from scratch); never use them in
+production.
 
 Try it from another terminal, in this folder:
 
@@ -75,19 +76,19 @@ def main() -> None:
     # gRPC's own lines are no JSON; what matters of them is in statuses and in our log.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        chosen = settings.load()
+        config = settings.load()
         match arguments.command:
             case "serve":
-                _serve(chosen, arguments.embedded, arguments.workers)
+                _serve(config, arguments.embedded, arguments.workers)
             case "worker":
-                _worker(chosen, arguments.number, arguments.lifeline)
+                _worker(config, arguments.number, arguments.lifeline)
             case "migrate":
-                _migrate(chosen, finish=arguments.finish, force=arguments.force)
+                _migrate(config, finish=arguments.finish, force=arguments.force)
                 print(f"the database has this release's schema{', finished' if arguments.finish else ''}")
             case "healthcheck":
-                sys.exit(_healthcheck(chosen, arguments.service))
+                sys.exit(_healthcheck(config, arguments.service))
             case "config":
-                print("\n".join(_config(chosen)))
+                print("\n".join(_config(config)))
     except InvalidSettings as error:
         sys.exit(_report(f"invalid settings:\n{error}"))
     except Unusable as error:
@@ -112,15 +113,15 @@ def _report(problem: str) -> int:
 # ruff: noqa: PLC0415
 
 
-def _serve(chosen: Settings, embedded: bool, count: int) -> None:
+def _serve(config: Settings, embedded: bool, count: int) -> None:
     from deployment_pipeline import logs
     from deployment_pipeline.run import server, workers
 
     # Until the event loop takes them over, these end the process as Ctrl-C does: stores are stopped.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
-    logs.configure(chosen.log_level)
-    with _embedded_stores(chosen) if embedded else contextlib.nullcontext(chosen) as complete:
+    logs.configure(config.log_level)
+    with _embedded_stores(config) if embedded else contextlib.nullcontext(config) as complete:
         _need(complete, "database_url", "redis_url")
         # Embedded stores have one server: there is nobody else to wait for.
         _migrate(complete, finish=embedded)
@@ -128,7 +129,7 @@ def _serve(chosen: Settings, embedded: bool, count: int) -> None:
         def ready(port: int) -> None:
             _announce(complete, port, embedded)
 
-        with _said():
+        with _unusable_explained():
             if count == 1:
                 _run(server.serve(complete, ready))
             else:
@@ -136,13 +137,13 @@ def _serve(chosen: Settings, embedded: bool, count: int) -> None:
                 _run(workers.supervise(count, complete.listen, environment, ready))
 
 
-def _worker(chosen: Settings, number: int, lifeline: int) -> None:
+def _worker(config: Settings, number: int, lifeline: int) -> None:
     from deployment_pipeline import logs
     from deployment_pipeline.run import server
 
-    logs.configure(chosen.log_level, worker=number)
-    with _said():
-        _run(server.serve(chosen, lambda _: _alive(lifeline), lifeline))
+    logs.configure(config.log_level, worker=number)
+    with _unusable_explained():
+        _run(server.serve(config, lambda _: _alive(lifeline), lifeline))
 
 
 def _alive(lifeline: int) -> None:
@@ -151,7 +152,7 @@ def _alive(lifeline: int) -> None:
 
 
 @contextlib.contextmanager
-def _said() -> Iterator[None]:
+def _unusable_explained() -> Iterator[None]:
     """What keeps a server from serving, as a text for the person at the terminal."""
     from deployment_pipeline.refusals import StoreUnavailable
     from deployment_pipeline.run.listening import CannotListen
@@ -177,67 +178,67 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
 
 
 @contextlib.contextmanager
-def _embedded_stores(chosen: Settings) -> Iterator[Settings]:
+def _embedded_stores(config: Settings) -> Iterator[Settings]:
     from deployment_pipeline.run.embedded import CannotStart, Postgres, Redis, exclusive
 
     with contextlib.ExitStack() as stack:
         stores = {}
         try:
-            folder = stack.enter_context(exclusive(chosen.data_dir))
-            if not chosen.database_url:
+            folder = stack.enter_context(exclusive(config.data_dir))
+            if not config.database_url:
                 postgres = Postgres(folder / "postgres")
                 stack.callback(postgres.stop)
                 stores["database_url"] = postgres.url
-            if not chosen.redis_url:
+            if not config.redis_url:
                 redis = Redis(folder / "redis")
                 stack.callback(redis.stop)
                 stores["redis_url"] = redis.url
         except CannotStart as error:
             raise Unusable(str(error)) from None
-        yield chosen.model_copy(update=stores)
+        yield config.model_copy(update=stores)
 
 
-def _need(chosen: Settings, *fields: str) -> None:
-    missing = [settings.variable(field) for field in fields if not getattr(chosen, field)]
+def _need(config: Settings, *fields: str) -> None:
+    missing = [settings.variable(field) for field in fields if not getattr(config, field)]
     if missing:
         raise Unusable(
             f"{' and '.join(missing)} must be set; for a first try: deployment-pipeline serve --embedded"
         )
 
 
-def _migrate(chosen: Settings, *, finish: bool, force: bool = False) -> None:
+def _migrate(config: Settings, *, finish: bool, force: bool = False) -> None:
     from deployment_pipeline import logs
     from deployment_pipeline.postgres import migrate
 
-    _need(chosen, "database_url")
-    logs.configure(chosen.log_level)
+    _need(config, "database_url")
+    logs.configure(config.log_level)
     try:
-        migrate.migrate(chosen.database_url)
+        migrate.migrate(config.database_url)
         if finish:
-            migrate.finish(chosen.database_url, force=force)
+            migrate.finish(config.database_url, force=force)
     except migrate.CannotMigrate as error:
         raise Unusable(str(error)) from error
 
 
-def _announce(chosen: Settings, port: int, embedded: bool) -> None:
-    listen = f"{chosen.listen.rpartition(':')[0]}:{port}"
+def _announce(config: Settings, port: int, embedded: bool) -> None:
+    listen = f"{config.listen.rpartition(':')[0]}:{port}"
     stores = {
-        "postgres": settings.without_secrets(chosen.database_url),
-        "redis": settings.without_secrets(chosen.redis_url),
+        "postgres": settings.masked(config.database_url),
+        "redis": settings.masked(config.redis_url),
     }
     with contextlib.suppress(BrokenPipeError):
         if embedded:
             print(f"deployment-pipeline serves gRPC on {listen}")
             print("\n".join(f"  {name:8}  {url}" for name, url in stores.items()))
-            print(TRY.format(url=f"http://{listen}", data_dir=chosen.data_dir), flush=True)
+            print(TRY.format(url=f"http://{listen}", data_dir=config.data_dir), flush=True)
         else:
             print(json.dumps({"event": "serving", "listen": listen, **stores}), flush=True)
 
 
-def _healthcheck(chosen: Settings, service: str) -> int:
+def _healthcheck(config: Settings, service: str) -> int:
     from deployment_pipeline.edge import probe
 
-    host, _, port = chosen.listen.rpartition(":")
+    host, _, port = config.listen.rpartition(":")
     # What listens everywhere is asked on loopback.
     host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104
     answer = probe.check(f"{host}:{port}", service)
@@ -245,10 +246,10 @@ def _healthcheck(chosen: Settings, service: str) -> int:
     return 0 if answer == probe.SERVING else 1
 
 
-def _config(chosen: Settings) -> Iterator[str]:
+def _config(config: Settings) -> Iterator[str]:
     """As an environment file."""
     for field, info in Settings.model_fields.items():
-        value = getattr(chosen, field)
-        shown = settings.without_secrets(value) if isinstance(value, str) else str(value)
+        value = getattr(config, field)
+        shown = settings.masked(value) if isinstance(value, str) else str(value)
         yield f"# {info.description}"
         yield f"{settings.variable(field)}={shown.lower() if isinstance(value, bool) else shown}"

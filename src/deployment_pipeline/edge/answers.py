@@ -47,7 +47,7 @@ CODES: dict[type[Refusal], StatusCode] = {
     refusals.RetryWithoutToken: StatusCode.ABORTED,
     refusals.UpgradeNotFinished: StatusCode.FAILED_PRECONDITION,
     refusals.Overloaded: StatusCode.RESOURCE_EXHAUSTED,
-    # Meshes send UNAVAILABLE calls again by themselves: only ever said when nothing happened.
+    # Meshes retry UNAVAILABLE on their own: it is only ever said when nothing happened.
     refusals.StoreUnavailable: StatusCode.UNAVAILABLE,
     refusals.ShuttingDown: StatusCode.UNAVAILABLE,
     refusals.OutcomeUnknown: StatusCode.UNKNOWN,

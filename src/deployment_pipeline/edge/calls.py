@@ -149,7 +149,7 @@ class Calls:
     def _conclude(
         self, method: str, started: float, code: grpc.StatusCode, said: Facts, context: Context
     ) -> None:
-        """code: CANCELLED if the caller left, or its time is over: there is nobody to answer."""
+        """code: CANCELLED if the caller left or its time ran out: there is nobody to answer."""
         self._running -= 1
         if not self._running:
             self._idle.set()
@@ -189,7 +189,7 @@ async def _abort(context: Context, answer: answers.Answer) -> None:
         await context.abort(answer.code, answer.message, trailing_metadata=metadata)
     except grpc.aio.AbortError as aborted:
         # The call's state keeps it, and it the call's frames: a cycle for the garbage collector, for each
-        # refusal. Nobody looks at its traceback once this step is over.
+        # refusal. Nobody looks at its traceback after this step.
         asyncio.get_running_loop().call_soon(aborted.with_traceback, None)
         raise
 

@@ -1,9 +1,9 @@
-"""One attempt per key at a time; those who wait share what it found.
+"""One attempt per key at a time; the callers that wait share what it found.
 
-Of many callers with the same key one leads, and the rest stand in line. When the attempt is over, the first
-in line leads the next one, and everybody who stood in line *when that attempt began* may share its refusal:
-it was judged within their own call, so it is as true for them as one of their own. A herd of a thousand
-costs two attempts.
+Of many callers with the same key, one leads and the rest wait in line. When its attempt has ended, the first
+in line leads the next one. Every caller that was in line *when an attempt began* may share its refusal: the
+attempt fell within its own call, so the refusal is as true as one of its own. A herd of a thousand costs two
+attempts.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 class Attempt(Generic[T]):
     """One attempt under way, as the leader's code sees it. Answer once; what is done after the answer still
-    belongs to the turn, but only the next in line waits for it. waited: the leader stood in line."""
+    belongs to the turn, but only the next in line waits for it. waited: the leader was in line before."""
 
     def __init__(self, sharers: "deque[_Place]", waited: bool) -> None:
         self.waited = waited
@@ -75,7 +75,7 @@ class Turns(Generic[T]):
         attempt is not cancelled with its caller. Raises TimeoutError if our turn did not come in time."""
         if waited := key in self._lines:
             await self._turn(key, shares, patience_seconds)
-        # Those who stand in line now may share; those who come later stand in another line.
+        # Callers that are in line now may share; those that come later wait in another line.
         sharers = self._lines.get(key, deque())
         self._lines[key] = deque()
         this: Attempt[T] = Attempt(sharers, waited)
@@ -112,7 +112,7 @@ class Turns(Generic[T]):
                 raise
             this.fail(error, shared=False)
         finally:
-            # Whoever did not get a share comes before those who came later.
+            # Callers that got no share come before those that came later.
             self._lines[key].extendleft(reversed(sharers))
             self._next(key)
 
@@ -126,7 +126,7 @@ class Turns(Generic[T]):
         del self._lines[key]
 
     async def drain(self) -> None:
-        """Wait until every attempt under way is over."""
+        """Wait until every attempt under way has ended."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 

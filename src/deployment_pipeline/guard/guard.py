@@ -5,30 +5,30 @@ Two keys per pipeline (the braces make them share a cluster slot):
     dp:active:{pipeline}:I   the id of the active deployment, set with NX. Alone it refuses nobody.
     dp:lease:{pipeline}:I    C:seq:id:until:...  Postgres confirmed that this deployment is active; it refuses
                                                  until that time, or
-                             T:seq               this deployment, or one after it, is over (a tombstone).
+                             T:seq               this deployment, or a later one, has ended (a tombstone).
 
-I is the installation's id, so that several may share a Redis. (In the value it would not do: another
-installation's write would take the place of our tombstone.)
+I is the installation's id, so that several installations can share a Redis. (It is not enough to have it in
+the value: another installation's write would replace our tombstone.)
 
-A trigger passes the *gate*. It is refused there only by a C lease whose time has not passed and whose id is
-also in dp:active. Else it goes on to Postgres, which judges; what Postgres said is *filled* in. The *end* of
-a deployment leaves a tombstone, in the time between its commit and the answer to its caller.
+A trigger first passes the *gate*. Only a C lease that has not expired and whose id is also in dp:active
+refuses it there. Otherwise it goes on to Postgres, which decides, and what Postgres said is *filled* in. The
+*end* of a deployment leaves a tombstone after its commit and before its caller gets the answer.
 
 Why a refusal is true: a lease refuses until t0 + T_c on Redis's clock, and t0 was read (by the gate) before
 the Postgres statement behind the lease began. So a refusal at time t proves that the deployment was active at
 some instant after t - T_c, however long a process slept or a packet was late.
 
 Why a late fill cannot bring a deployment back: either its time has passed, or the key still says that
-deployments up to its seq are over. That lives for T_c from the last end: a fill keeps what is left of a
-tombstone's life, and a C lease says that those before its seq are over. (The test's model of this protocol
-tries every interleaving; it is not obvious.)
+deployments up to its seq have ended. It says so for T_c after the last end: a fill keeps what is left of a
+tombstone's life, and a C lease implies that everything before its seq has ended. (This is not obvious; a
+model of the protocol in the tests tries every interleaving.)
 
-Why nothing gets stuck: dp:active refuses nobody by itself, and no lease refuses for longer than T_c. A key
-left by a crash, forged or of the wrong type costs one Postgres statement and is overwritten.
+Why nothing gets stuck: dp:active alone refuses nobody, and no lease refuses for longer than T_c. A key that
+was left by a crash, forged, or of the wrong type costs one Postgres statement and is overwritten.
 
 Why losing Redis is harmless: every step gives up after BUDGET_SECONDS and is never repeated (a SET NX whose
-reply was late, sent again, would read as somebody else's). After a few failures the breaker opens, and
-nobody waits for Redis until a probe succeeds.
+reply was late would read as somebody else's if it were sent again). After a few failures the breaker opens,
+and nothing waits for Redis until a probe succeeds.
 """
 
 from uuid import UUID
@@ -38,7 +38,8 @@ from deployment_pipeline.guard.lease import Lease, Passage
 from deployment_pipeline.guard.redis import Script, Scripts
 from deployment_pipeline.model import Deployment
 
-# dp:active is only a hint; its life just keeps garbage from staying. A reservation is one for a call.
+# dp:active is only a hint; it expires so that garbage does not stay. A reservation lasts as long as a call
+# may.
 ACTIVE_TTL_MS = 24 * 60 * 60 * 1000
 RESERVED_TTL_MS = round(call.LONGEST_CALL_SECONDS * 1000)
 
@@ -106,5 +107,5 @@ class Guard:
         )
 
     async def release(self, pipeline: str, id: UUID) -> None:
-        """A trigger that passed the gate came to nothing: take its reservation back."""
+        """Take back the reservation of a trigger that passed the gate and started nothing."""
         await self._redis.run(_RELEASE, pipeline, str(id))

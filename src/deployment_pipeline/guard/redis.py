@@ -91,7 +91,8 @@ class Scripts:
                 budget = OPEN_BUDGET_SECONDS
             else:
                 return None
-        keys = (f"dp:{kind}:{{{pipeline}}}:{self._installation}" for kind in ("active", "lease"))
+        name = f"{{{pipeline}}}:{self._installation}"
+        keys = (f"dp:active:{name}", f"dp:lease:{name}")
         step = self._steps.ask(_Step(script, (*keys, *args)))
         try:
             if always:  # it is sent even if nobody waits for it any more

@@ -30,8 +30,9 @@ OBTAINED_SECONDS = 1.0
 # psycopg_pool doubles its pause between attempts to connect. Giving up early keeps the pause short; the
 # next call, or the readiness probe, begins again.
 RECONNECT_SECONDS = 4.0
-# A statement that has no answer this long after its caller's time is over loses its connection; the server
-# itself ends statements (statement_timeout), so then it is silent. Never sooner than the second number.
+# A statement that has no answer this long after its caller's time has run out loses its connection; the
+# server itself ends statements (statement_timeout), so then it is silent. Never sooner than the second
+# number.
 CUT_AFTER_DEADLINE_SECONDS = 1.0
 CUT_SECONDS = 3.0
 CLOSE_SECONDS = 2.0
@@ -46,7 +47,7 @@ _SESSION = " ".join(
         "statement_timeout": f"{call.LONGEST_CALL_SECONDS:.0f}s",
         "idle_in_transaction_session_timeout": "10s",
         "timezone": "UTC",
-        # On a large table a page of history would be planned anew for every call.
+        # On a large table a page of history would be planned again for every call.
         "plan_cache_mode": "force_generic_plan",
         # Each statement of a function must see what was committed while it waited.
         "default_transaction_isolation": r"read\ committed",

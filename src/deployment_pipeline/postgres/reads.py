@@ -32,7 +32,7 @@ ROWS_TOGETHER = 100
 BYTES_TOGETHER = 128 * 1024
 # How many long reads a process makes at once: they fill its memory, and keep Postgres from serving others.
 LONG_READS = 1
-# How many deployments are looked at for one page, if there is no index for what they are looked at for.
+# How many deployments a page looks at when no index serves its filter.
 WALK = 10_000
 
 _NUMBER = Column[int | None]()
@@ -61,7 +61,10 @@ LIST_PIPELINES = Statement(
 GET_DEPLOYMENT = Statement(
     f"""
     SELECT {_DEPLOYMENT} FROM dp_deployments d
-    LEFT JOIN LATERAL dp_waiting_for(d.pipeline_name, d.seq) w ON d.status = 'PENDING'
+    LEFT JOIN LATERAL (
+        SELECT * FROM dp_waiting_for(d.pipeline_name, d.seq) -- called only for those that wait
+        WHERE d.status = 'PENDING'
+    ) w ON true
     WHERE d.id = q.id
     """,
     {"id": "uuid"},
@@ -87,7 +90,7 @@ _WAITING = """
 def _history(found: str) -> str:
     """Newest first. found: a SELECT of the ids, newest first, and of where the walk stopped if it stopped
     before it was done. One row without a deployment when there is a pipeline and nothing to show; none when
-    there is no pipeline. A page has all that wait between its first and its last one."""
+    there is no pipeline. A page holds everything that waits between its first row and its last."""
     return f"""
         SELECT {_DEPLOYMENT}, cardinality(f.ids), f.stopped_at
         FROM dp_pipelines p {_IN_THE_WAY}
@@ -240,7 +243,7 @@ class Reads:
     async def history(
         self, pipeline: str, where: HistoryFilter, before: int, most: int
     ) -> Part[Deployment] | None:
-        """Newest first, those with a seq below `before`; goes on before a seq. None: there is no such
+        """Newest first, below the seq `before`; the list goes on below the seq `next`. None: there is no such
         pipeline."""
         values = {"pipeline": pipeline, "before": before, "most": most + 1, "bytes": BYTES_TOGETHER}
         if most <= ROWS_TOGETHER and where == HistoryFilter():

@@ -102,7 +102,7 @@ class Statements:
             raise StoreUnavailable from lost
 
     async def _ask(self, statement: Statement, values: Values) -> list[Row]:
-        """Together with others who ask the same at this time."""
+        """In a batch with other calls that ask the same at this time."""
         if self._max_batch == 1:
             return await self._alone(statement, values)
         if statement not in self._gatherings:

@@ -2,8 +2,8 @@
 
 Both are the real servers, as PyPI packages carry them, listening on Unix sockets only. Their data stays in
 the folder they are given, which one process at a time may use. They run as children in sessions of their
-own, so that Ctrl-C reaches the service alone and they are stopped after it; on Linux they end by themselves
-if the service is killed.
+own, so that Ctrl-C reaches only the service and they are stopped after it; on Linux they end with the service
+even if it is killed.
 """
 
 import atexit

@@ -110,10 +110,10 @@ def load() -> Settings:
 
 def _problem(name: str, message: str) -> str:
     rule = message.removeprefix("Value error, ").replace("Input should be", "must be")
-    return f"{name}: {rule} (it is '{without_secrets(os.environ.get(name, ''))}')"
+    return f"{name}: {rule} (it is '{masked(os.environ.get(name, ''))}')"
 
 
-def without_secrets(url: str) -> str:
+def masked(url: str) -> str:
     """A URL as it may be shown: passwords are masked."""
-    masked = re.sub(r"(?<=://)([^/@:]*):[^/]*(?=@)", r"\1:***", url)
-    return re.sub(r"(?<=[?&]password=)[^&]*", "***", masked)
+    without_password = re.sub(r"(?<=://)([^/@:]*):[^/]*(?=@)", r"\1:***", url)
+    return re.sub(r"(?<=[?&]password=)[^&]*", "***", without_password)

@@ -45,14 +45,14 @@ class Worker:
     async def start(self) -> None:
         """Returns when it serves. Raises CannotStart, or OSError if there can be no process."""
         process = self._process = self._spawn()
-        if not await self._says():
+        if not await self._next_byte():
             raise CannotStart
         log.info("a worker serves", worker=self.number, pid=process.pid)
 
     async def keep(self) -> None:
         """Replace it whenever it ends."""
         while self._process:
-            await self._says()
+            await self._next_byte()
             code = self._process.wait()
             log.error("a worker ended, and is replaced", worker=self.number, exit_code=code)
             await asyncio.sleep(self._started_at + REPLACE_SECONDS - time.monotonic())
@@ -64,11 +64,12 @@ class Worker:
     async def stop(self) -> None:
         """By force if it must be."""
         if self._process is None:
+            self._lifeline.close()
             return
         self._process.terminate()
         try:
             async with asyncio.timeout(STOP_SECONDS):
-                while await self._says():
+                while await self._next_byte():
                     pass
         except TimeoutError:
             self._process.kill()
@@ -82,12 +83,12 @@ class Worker:
         self._lifeline.setblocking(False)
         command = (sys.executable, "-m", "deployment_pipeline", "worker")
         lifeline = other_end.fileno()
-        with other_end, _held_back(STOP_SIGNALS):
+        with other_end, _blocked(STOP_SIGNALS):
             return subprocess.Popen(
                 [*command, str(self.number), str(lifeline)], env=self._environment, pass_fds=(lifeline,)
             )
 
-    async def _says(self) -> bytes:
+    async def _next_byte(self) -> bytes:
         """A byte when it serves; nothing when it has ended."""
         return await asyncio.get_running_loop().sock_recv(self._lifeline, 1)
 
@@ -118,7 +119,7 @@ async def _keep(workers: Sequence[Worker], ready: Callable[[], None]) -> None:
 
 
 @contextlib.contextmanager
-def _held_back(signals: Sequence[signal.Signals]) -> Iterator[None]:
+def _blocked(signals: Sequence[signal.Signals]) -> Iterator[None]:
     """A process that is started here gets these signals when it is ready for them (and unblocks them)."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:

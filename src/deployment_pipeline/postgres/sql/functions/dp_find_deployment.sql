@@ -1,5 +1,5 @@
 -- What every change of an existing deployment begins with: lock its pipeline, look for the request's own
--- earlier work, and refuse what is over. Outcomes: OK, REPLAYED, REQUEST_ID_REUSED, DEPLOYMENT_NOT_FOUND,
+-- earlier work, and refuse what has ended. Outcomes: OK, REPLAYED, REQUEST_ID_REUSED, DEPLOYMENT_NOT_FOUND,
 -- DEPLOYMENT_ENDED, MUST_WAIT (for the row lock, with a p_wait_ms below 0).
 CREATE OR REPLACE FUNCTION dp_find_deployment(
     p_id uuid, p_request_id text, p_digest bytea, p_wait_ms integer
