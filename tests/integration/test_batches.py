@@ -11,7 +11,7 @@ import pytest
 
 from deployment_pipeline import call
 from deployment_pipeline.commands import AdvanceStage, CancelDeployment, CreatePipeline, TriggerDeployment
-from deployment_pipeline.model import Decision, HistoryFilter
+from deployment_pipeline.model import Decision, HistoryFilter, OnBusy
 from deployment_pipeline.postgres import Postgres
 from deployment_pipeline.postgres.reads import ROWS_TOGETHER
 from deployment_pipeline.refusals import OutcomeUnknown, StoreUnavailable
@@ -272,3 +272,20 @@ async def test_batches_of_two_replicas_do_not_deadlock(
     ]
     assert outcomes == ["OK"] * 100, "one moved it on, and the other completed it"
     assert deadlocks() == before
+
+
+async def test_what_ends_a_whole_queue_is_made_alone(replica: Replica, pipelines: list[str]) -> None:
+    """Its rows stay locked until its commit: no stranger shall share that."""
+
+    async def statements(on_busy: OnBusy) -> int:
+        replica.proxy.reset()
+        asked = (
+            TriggerDeployment(pipeline_name=name, version="1", on_busy=on_busy) for name in pipelines[:5]
+        )
+        await together(*(replica.changes.make(command, id=uuid.uuid4()) for command in asked))
+        return replica.statements()
+
+    for on_busy in (OnBusy.QUEUE, OnBusy.SUPERSEDE):
+        await statements(on_busy)  # it is prepared now
+    assert await statements(OnBusy.QUEUE) == 1
+    assert await statements(OnBusy.SUPERSEDE) == 5

@@ -182,7 +182,7 @@ class Connections:
         except pg.UniqueViolation as e:
             if e.diag.constraint_name != ONE_IN_PROGRESS:
                 raise
-            # Somebody took the slot past the row lock: judging again says who.
+            # Somebody took the slot past the row lock: the function says who when it is asked again.
             raise Lost(executed=False) from e
         except pg.ReadOnlySqlTransaction as e:
             # It has become a standby; the primary is elsewhere.
