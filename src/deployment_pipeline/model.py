@@ -138,8 +138,10 @@ class StageState:
     """The deployment that completed a stage last: what is live there."""
 
     name: str
-    completed_at: datetime | None  # None: no deployment has completed it
-    deployment: Deployment | None
+    completed_at: datetime | None  # None, as all that follows: no deployment has completed it
+    deployment_id: UUID | None
+    version: str | None
+    seq: int | None
 
 
 @dataclass(frozen=True, slots=True)

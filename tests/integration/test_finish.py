@@ -6,14 +6,15 @@ from dataclasses import dataclass
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
+from structlog.testing import capture_logs
 
 from deployment_pipeline import commands
 from deployment_pipeline.commands import CreatePipeline
 from deployment_pipeline.model import Outcome
 from deployment_pipeline.postgres import Postgres, migrate
 from deployment_pipeline.postgres.changes import CHANGES
-from deployment_pipeline.refusals import UpgradeNotFinished
-from deployment_pipeline.release import LEVEL
+from deployment_pipeline.refusals import StoreUnavailable, UpgradeNotFinished
+from deployment_pipeline.release import LEVEL, VERSION
 from support.stores import Stores
 
 
@@ -74,12 +75,45 @@ def test_finish_waits_for_no_session_of_this_release_and_of_nobody_else(database
         session.close()
 
 
+async def test_a_database_finished_by_a_newer_release_takes_no_connection_of_this_one(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployment_pipeline.postgres.connections.CONNECT_ALL_SECONDS", 1.0)
+    with psycopg.connect(database) as sql:
+        sql.execute("UPDATE dp_installation SET min_level = %s", (LEVEL + 1,))
+    late = Postgres(database, 1, 64)
+    with capture_logs() as lines, pytest.raises(StoreUnavailable):
+        await late.open()
+    assert {line["event"] for line in lines} == {"the database needs a newer release"}
+
+
+@pytest.mark.parametrize("outside", ["url", "environment"])
+async def test_a_sessions_name_cannot_be_overridden(
+    database: str, monkeypatch: pytest.MonkeyPatch, outside: str
+) -> None:
+    """`migrate --finish` looks for it."""
+    if outside == "url":
+        database = make_conninfo(database, application_name="shop")
+    else:
+        monkeypatch.setenv("PGAPPNAME", "shop")
+    opened = Postgres(database, 1, 64)
+    await opened.open()
+    with psycopg.connect(database, application_name="test") as sql:
+        names = sql.execute(
+            "SELECT application_name FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        ).fetchall()
+    await opened.close()
+    assert names == [(f"deployment-pipeline/{VERSION}/{LEVEL}",)]
+
+
 def test_finish_never_goes_back(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(migrate, "LEVEL", LEVEL + 1)
     migrate.finish(database)
     monkeypatch.setattr(migrate, "LEVEL", LEVEL)
     migrate.finish(database)
-    migrate.migrate(database)
+    with pytest.raises(migrate.CannotMigrate, match="needs a newer release"):
+        migrate.migrate(database)
     with psycopg.connect(database) as connection:
         assert connection.execute("SELECT min_level FROM dp_installation").fetchone() == (LEVEL + 1,)
 

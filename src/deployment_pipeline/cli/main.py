@@ -73,6 +73,8 @@ def main() -> None:
     worker.add_argument("number", type=int)
     worker.add_argument("lifeline", type=int)
     arguments = parser.parse_args()
+    if arguments.command == "migrate" and arguments.force and not arguments.finish:
+        parser.error("--force belongs to --finish")
     # gRPC's own lines are no JSON; what matters of them is in statuses and in our log.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
@@ -123,8 +125,8 @@ def _serve(config: Settings, embedded: bool, count: int) -> None:
     logs.configure(config.log_level)
     with _embedded_stores(config) if embedded else contextlib.nullcontext(config) as complete:
         _need(complete, "database_url", "redis_url")
-        # Embedded stores have one server: there is nobody else to wait for.
-        _migrate(complete, finish=embedded)
+        # An embedded Postgres has this one server: there is no other replica to wait for.
+        _migrate(complete, finish=embedded and not config.database_url)
 
         def ready(port: int) -> None:
             _announce(complete, port, embedded)

@@ -58,8 +58,8 @@ _AS_THEY_ARE = [
 def command(kind: type[C], request: Message) -> C:
     """Each field by its name; those that the request leaves out keep their defaults."""
     of: Any = kind
-    plain, values, readers = _readers(of, request.DESCRIPTOR)
-    given = dict(zip(plain, values(request), strict=True))
+    plain, readers = _readers(of, request.DESCRIPTOR)
+    given = {name: getattr(request, name) for name in plain}
     for name, read in readers:
         if (value := read(request)) is not None:
             given[name] = value
@@ -69,12 +69,12 @@ def command(kind: type[C], request: Message) -> C:
 @cache
 def _readers(
     kind: Any, request: Descriptor
-) -> tuple[Sequence[str], Callable[[Any], Sequence[Any]], Sequence[tuple[str, Callable[[Any], Any]]]]:
-    """The fields that are taken as they are, and what takes them; and what reads each of the others."""
+) -> tuple[Sequence[str], Sequence[tuple[str, Callable[[Any], Any]]]]:
+    """The fields that are taken as they are, and what reads each of the others."""
     hints = get_type_hints(kind)
     readers = {f.name: _reader(request.fields_by_name[f.name], hints[f.name]) for f in fields(kind)}
     plain = [name for name, reader in readers.items() if reader is None]
-    return plain, attrgetter(*plain), [(name, reader) for name, reader in readers.items() if reader]
+    return plain, [(name, reader) for name, reader in readers.items() if reader]
 
 
 def _reader(field: Any, hint: Any) -> Callable[[Any], Any] | None:
@@ -245,9 +245,9 @@ def state(model: PipelineState) -> pb.PipelineState:
         stages=[
             pb.StageState(
                 name=stage.name,
-                deployment_id=str(stage.deployment.id) if stage.deployment else "",
-                version=stage.deployment.version if stage.deployment else "",
-                seq=stage.deployment.seq if stage.deployment else 0,
+                deployment_id=_id(stage.deployment_id),
+                version=stage.version or "",
+                seq=stage.seq or 0,
                 completed_at=_timestamp(stage.completed_at),
             )
             for stage in model.stages

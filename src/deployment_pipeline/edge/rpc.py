@@ -42,14 +42,15 @@ class Rpc:
         if reflects:
             reflection.add(self._server, SERVICE, "grpc.health.v1.Health")
 
-    async def start(self, listen: str, probe: Callable[[], Awaitable[None]]) -> int:
-        """Serve. Returns the port. Raises RuntimeError if the address cannot be bound. probe: what readiness
-        depends on; see `Health.keep_ready`."""
-        port = self._server.add_insecure_port(listen)
+    def bind(self, listen: str) -> int:
+        """Returns the port. Raises RuntimeError if the address cannot be bound."""
+        return self._server.add_insecure_port(listen)
+
+    async def start(self, probe: Callable[[], Awaitable[None]]) -> None:
+        """Serve. probe: what readiness depends on; see `Health.keep_ready`."""
         await self._health.start()
         await self._server.start()
         self._probing = asyncio.create_task(self._health.keep_ready(probe))
-        return port
 
     async def stop(self, drain_seconds: float) -> None:
         """Health says NOT_SERVING while calls are still served, so that clients and balancers go elsewhere;

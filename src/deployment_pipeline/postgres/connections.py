@@ -51,7 +51,6 @@ _SESSION = " ".join(
         "plan_cache_mode": "force_generic_plan",
         # Each statement of a function must see what was committed while it waited.
         "default_transaction_isolation": r"read\ committed",
-        "application_name": f"deployment-pipeline/{VERSION}/{LEVEL}",
     }.items()
 )
 log = structlog.get_logger()
@@ -114,7 +113,15 @@ class Connections:
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             url,
             connection_class=Connection,
-            kwargs={"autocommit": True, "prepare_threshold": 0, "options": options, **_TCP},
+            kwargs={
+                "autocommit": True,
+                "prepare_threshold": 0,
+                "options": options,
+                # Here it wins over the URL and PGAPPNAME: `migrate --finish` looks for it.
+                "application_name": f"deployment-pipeline/{VERSION}/{LEVEL}",
+                **_TCP,
+            },
+            configure=_check_level,
             min_size=pool_size,
             max_size=pool_size,
             max_waiting=MAX_WAITING,
@@ -214,6 +221,15 @@ class Connections:
         if broken.opened_at > self._replaced_at:
             self._replaced_at = time.monotonic()
             await self._pool.drain()
+
+
+async def _check_level(connection: Connection) -> None:
+    """A connection to a database that stores what this release cannot read is of no use. (A replica that was
+    cut off while somebody finished the upgrade ends here.)"""
+    [(min_level,)] = await connection.ask(b"SELECT min_level FROM dp_installation", {})
+    if min_level > LEVEL:
+        log.error("the database needs a newer release", level=LEVEL, needed_level=min_level)
+        raise psycopg.OperationalError(f"level {min_level} is needed, and this is level {LEVEL}")
 
 
 def _cut(connection: Connection) -> None:

@@ -36,7 +36,7 @@ ADVISORY_LOCK = 0x64705F6D  # "dp_m"
 LOCK_TIMEOUT_SECONDS = 3
 TRIES = 5
 # How long to wait for another migration, and when to say so.
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 300.0
 SAY_AFTER_SECONDS = 1.0
 POLL_SECONDS = 0.1
 
@@ -72,8 +72,14 @@ class CannotMigrate(Exception):
     """The text says why."""
 
 
-def _connect(database_url: str) -> Connection:
-    return psycopg.connect(database_url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_SECONDS)
+def _connect(database_url: str, options: str = "") -> Connection:
+    given = psycopg.conninfo.conninfo_to_dict(database_url).get("options") or ""
+    return psycopg.connect(
+        database_url,
+        autocommit=True,
+        connect_timeout=CONNECT_TIMEOUT_SECONDS,
+        options=f"{given} {options}",
+    )
 
 
 def _backend(database_url: str) -> PostgresqlPsycopgBackend:
@@ -83,9 +89,7 @@ def _backend(database_url: str) -> PostgresqlPsycopgBackend:
 
         def connect(self, dburi: object) -> Connection:
             # libpq reads the URL: yoyo's parser does not know all that libpq does (several hosts, say).
-            connection = _connect(database_url)
-            connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'".encode())
-            return connection
+            return _connect(database_url, options=f"-c lock_timeout={LOCK_TIMEOUT_SECONDS * 1000:.0f}")
 
     return Backend(parse_uri("postgresql+psycopg:///"), "_yoyo_migration")
 
@@ -130,11 +134,14 @@ def _one(connection: Connection, query: str, *values: object) -> Any:
 def migrate(database_url: str) -> None:
     """Apply what is missing; each step in a transaction of its own. Raises CannotMigrate."""
     with _alone(database_url) as connection:
-        is_new = not _one(connection, "SELECT to_regclass('dp_installation')")
         _apply(database_url)
+        needed = _one(connection, "SELECT min_level FROM dp_installation")
+        if needed > LEVEL:
+            raise CannotMigrate(
+                f"this database needs a newer release: an upgrade to level {needed} was finished, and this"
+                f" release is of level {LEVEL}, which cannot read all that is stored"
+            )
         _install_functions(connection)
-        if is_new:
-            connection.execute("UPDATE dp_installation SET min_level = %s", [LEVEL])
 
 
 def finish(database_url: str, *, force: bool = False) -> None:
@@ -157,12 +164,11 @@ def _apply(database_url: str) -> None:
             with _backend(database_url) as backend:
                 backend.apply_migrations(backend.to_apply(yoyo.read_migrations(str(SQL / "migrations"))))
             return
-        except psycopg.errors.LockNotAvailable as error:
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
             if not left:
                 raise CannotMigrate(
                     f"a table could not be locked within {LOCK_TIMEOUT_SECONDS} s, {TRIES} times: something"
-                    " keeps a transaction open (pg_stat_activity says what); this step changed nothing, run"
-                    " it again"
+                    " keeps a transaction open (pg_stat_activity says what); run it again"
                 ) from error
 
 
@@ -188,8 +194,10 @@ def _install_functions(connection: Connection) -> None:
         for function in set(ours) & set(after) - set(installed):  # gone, or with other arguments now
             connection.execute(f"DROP FUNCTION {function}".encode())
         connection.execute(
-            "UPDATE dp_installation SET functions_digest = %s, release = %s, functions = %s",
-            [digest, release, installed],
+            # A database that never had functions never had an older release: it is finished.
+            "UPDATE dp_installation SET functions_digest = %s, release = %s, functions = %s,"
+            " min_level = CASE WHEN release = '{}' THEN %s ELSE min_level END",
+            [digest, release, installed, LEVEL],
         )
 
 

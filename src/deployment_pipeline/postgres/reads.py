@@ -22,7 +22,7 @@ from deployment_pipeline.model import (
     PipelineState,
     StageState,
 )
-from deployment_pipeline.postgres.shapes import EVENT, PIPELINE, QUEUEABLE, Column
+from deployment_pipeline.postgres.shapes import EVENT, PIPELINE, QUEUEABLE, STAGE_STATE, Column
 from deployment_pipeline.postgres.statements import Statement, Statements, Values
 from deployment_pipeline.refusals import Overloaded
 
@@ -37,7 +37,6 @@ WALK = 10_000
 
 _NUMBER = Column[int | None]()
 _TEXT = Column[str | None]()
-_TIME = Column[Any]()
 _DEPLOYMENT = QUEUEABLE.columns("d", waiting="w")
 
 INSTALLATION = Statement("SELECT id, page_token_key, min_level FROM dp_installation", {})
@@ -77,6 +76,8 @@ _IN_THE_WAY = """
         SELECT p.lock_owner, p.lock_reason, p.lock_expires_at WHERE dp_is_locked(p, clock_timestamp())
     ) l ON true
 """
+# Each of them says why the pipeline is locked.
+_BYTES = "(dp_bytes(d) + coalesce(octet_length(l.lock_reason), 0))"
 _WAITING = """
     LEFT JOIN LATERAL (
         SELECT {place} AS queue_position, active.id AS active_id, active.version AS active_version,
@@ -102,7 +103,7 @@ def _history(found: str) -> str:
         ) older
         LEFT JOIN LATERAL (
             SELECT * FROM (
-                SELECT d.*, sum(dp_bytes(d)) OVER (ORDER BY d.seq DESC) - dp_bytes(d) AS bytes_before,
+                SELECT d.*, sum({_BYTES}) OVER (ORDER BY d.seq DESC) - {_BYTES} AS bytes_before,
                        count(*) FILTER (WHERE d.status = 'PENDING') OVER (ORDER BY d.seq) AS place
                 FROM unnest(f.ids) i (id) JOIN dp_deployments d USING (id)
             ) d WHERE d.bytes_before < q.bytes
@@ -122,10 +123,12 @@ HISTORY = Statement(
     {"pipeline": "text", "before": "bigint", "most": "integer", "bytes": "bigint"},
 )
 # Statuses have indexes. Stages have none: the newest WALK of those with the statuses are looked at.
+_LOOKED_AT = f"CASE WHEN q.reached IS NULL AND q.completed IS NULL THEN q.most ELSE {WALK} END"
 FILTERED_HISTORY = Statement(
     _history(f"""
         SELECT coalesce((array_agg(id ORDER BY seq DESC) FILTER (WHERE fits))[:q.most], '{{}}') AS ids,
-               CASE WHEN count(*) = {WALK} THEN min(seq) END AS stopped_at
+               CASE WHEN count(*) = {WALK} AND (q.reached, q.completed) IS DISTINCT FROM (NULL, NULL)
+                    THEN min(seq) END AS stopped_at
         FROM (
             SELECT d.id, d.seq,
                    (q.reached IS NULL OR array_position(d.stages, q.reached) <= d.stage_index + 1)
@@ -134,13 +137,13 @@ FILTERED_HISTORY = Statement(
             FROM (
                 (SELECT * FROM dp_deployments
                  WHERE q.statuses IS NULL AND pipeline_name = p.name AND seq < q.before
-                 ORDER BY seq DESC LIMIT {WALK})
+                 ORDER BY seq DESC LIMIT {_LOOKED_AT})
                 UNION ALL
                 SELECT ended.* FROM unnest(q.statuses) s (status) CROSS JOIN LATERAL (
                     SELECT * FROM dp_deployments
                     WHERE pipeline_name = p.name AND status = s.status AND seq < q.before
                       AND status IN ('COMPLETED', 'ROLLED_BACK', 'CANCELLED')
-                    ORDER BY seq DESC LIMIT {WALK}
+                    ORDER BY seq DESC LIMIT {_LOOKED_AT}
                 ) ended
                 UNION ALL
                 SELECT * FROM dp_deployments
@@ -151,7 +154,7 @@ FILTERED_HISTORY = Statement(
                 WHERE 'IN_PROGRESS' = ANY (q.statuses) AND pipeline_name = p.name AND seq < q.before
                   AND status = 'IN_PROGRESS'
             ) d
-            ORDER BY d.seq DESC LIMIT {WALK}
+            ORDER BY d.seq DESC LIMIT {_LOOKED_AT}
         ) walked
     """),
     {**HISTORY.types, "statuses": "text[]", "reached": "text", "completed": "text"},
@@ -160,28 +163,29 @@ FILTERED_HISTORY = Statement(
 # active deployment; and one for each that waits, with its place.
 STATE = Statement(
     f"""
-    SELECT k.kind, k.place, k.name, k.completed_at, {PIPELINE.columns("whole")}, {_DEPLOYMENT}
+    SELECT k.kind, k.place, {STAGE_STATE.columns("k")}, {PIPELINE.columns("whole")}, {_DEPLOYMENT}
     FROM dp_pipelines p {_IN_THE_WAY}
     CROSS JOIN LATERAL (
         SELECT 'PIPELINE' AS kind, count(*) AS place, NULL::text AS name, NULL::timestamptz AS completed_at,
-               NULL::uuid AS id
+               NULL::uuid AS deployment_id, NULL::text AS version, NULL::bigint AS seq, NULL::uuid AS id
         FROM dp_deployments WHERE pipeline_name = p.name AND status = 'PENDING'
         UNION ALL
-        SELECT 'STAGE', s.n, s.name, e.created_at, e.deployment_id
+        SELECT 'STAGE', s.n, s.name, e.created_at, live.id, live.version, live.seq, NULL
         FROM unnest(p.stages) WITH ORDINALITY s (name, n)
         LEFT JOIN LATERAL (
             SELECT deployment_id, created_at FROM dp_events
             WHERE pipeline_name = p.name AND stage = s.name AND type IN ('ADVANCE', 'COMPLETE')
             ORDER BY event_no DESC LIMIT 1
         ) e ON true
+        LEFT JOIN dp_deployments live ON live.id = e.deployment_id
         UNION ALL
-        SELECT 'ACTIVE', 0, NULL, NULL, active.id WHERE active.id IS NOT NULL
+        SELECT 'ACTIVE', 0, NULL, NULL, NULL, NULL, NULL, active.id WHERE active.id IS NOT NULL
         UNION ALL
-        SELECT 'WAITING', place, NULL, NULL, id FROM (
+        SELECT 'WAITING', place, NULL, NULL, NULL, NULL, NULL, id FROM (
             SELECT id, row_number() OVER (ORDER BY seq) AS place,
                    sum(bytes) OVER (ORDER BY seq) - bytes AS bytes_before
             FROM (
-                SELECT id, seq, dp_bytes(d) AS bytes FROM dp_deployments d
+                SELECT id, seq, {_BYTES} AS bytes FROM dp_deployments d
                 WHERE pipeline_name = p.name AND status = 'PENDING' ORDER BY seq LIMIT q.most
             ) d
         ) d WHERE bytes_before < q.bytes
@@ -245,18 +249,24 @@ class Reads:
     ) -> Part[Deployment] | None:
         """Newest first, below the seq `before`; the list goes on below the seq `next`. None: there is no such
         pipeline."""
-        values = {"pipeline": pipeline, "before": before, "most": most + 1, "bytes": BYTES_TOGETHER}
-        if most <= ROWS_TOGETHER and where == HistoryFilter():
-            part = _history_part(await self._statements.read(HISTORY, values), most)
+        values: dict[str, Any] = {
+            "pipeline": pipeline,
+            "before": before,
+            "most": most + 1,
+            "bytes": BYTES_TOGETHER,
+        }
+        statement = HISTORY
+        if where != HistoryFilter():
+            statement = FILTERED_HISTORY
+            values["statuses"] = sorted(set(where.statuses)) or None
+            values["reached"] = where.reached_stage or None
+            values["completed"] = where.completed_stage or None
+        if most <= ROWS_TOGETHER and not (where.reached_stage or where.completed_stage):
+            rows = await self._statements.read(statement, values, alone=statement is FILTERED_HISTORY)
+            part = _history_part(rows, most)
             if part is None or part.next is None or len(part.items) == most:
                 return part
-        values |= {
-            "bytes": MAX_PAGE_BYTES,
-            "statuses": sorted(set(where.statuses)) or None,
-            "reached": where.reached_stage or None,
-            "completed": where.completed_stage or None,
-        }
-        statement = HISTORY if where == HistoryFilter() else FILTERED_HISTORY
+        values["bytes"] = MAX_PAGE_BYTES
         async with self._turn(None):
             return _history_part(await self._statements.read(statement, values, alone=True), most)
 
@@ -271,13 +281,12 @@ class Reads:
         queue: list[Deployment] = []
         stages: list[StageState] = []
         for row in map(iter, rows):
-            kind, place = _TEXT.read(row), _NUMBER.read(row)
-            stage, completed_at = _TEXT.read(row), _TIME.read(row)
+            kind, place, stage = _TEXT.read(row), _NUMBER.read(row), STAGE_STATE.read(row)
             whole, deployment = PIPELINE.read(row), QUEUEABLE.read(row)
             if kind == "PIPELINE":
                 pipeline, pending_count = whole, place or 0
-            elif kind == "STAGE":
-                stages.append(StageState(stage or "", completed_at, deployment))
+            elif stage:
+                stages.append(stage)
             elif kind == "ACTIVE":
                 active = deployment
             elif deployment:

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from deployment_pipeline.model import CauseCode, Deployment, Lock, LoggedEvent, Pipeline, Waiting
+from deployment_pipeline.model import CauseCode, Deployment, Lock, LoggedEvent, Pipeline, StageState, Waiting
 from deployment_pipeline.states import EventType, Status
 
 T = TypeVar("T")
@@ -89,6 +89,7 @@ WAITING = Shape(Waiting)
 DEPLOYMENT = Shape(Deployment, read=_DEPLOYMENT)
 # A deployment that may be PENDING.
 QUEUEABLE = Shape(Deployment, read=_DEPLOYMENT, parts={"waiting": WAITING})
+STAGE_STATE = Shape(StageState)
 EVENT = Shape(
     LoggedEvent,
     # The service's own request ids are nobody's business.

@@ -37,11 +37,12 @@ async def running(settings: Settings, *, shares_port: bool = False) -> AsyncIter
         if not shares_port:
             listening.check(settings.listen)
         try:
-            port = await rpc.start(settings.listen, postgres.probe)
+            port = rpc.bind(settings.listen)
         except RuntimeError as error:
             raise listening.CannotListen(
                 f"cannot listen on {settings.listen} (DP_LISTEN): {error}"
             ) from error
+        await rpc.start(postgres.probe)
         _collect_garbage_less()
         try:
             yield port
