@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 import psycopg
 import pytest
 
+from deployment_pipeline import call
 from deployment_pipeline.commands import (
     AdvanceStage,
     CancelDeployment,
@@ -18,6 +19,7 @@ from deployment_pipeline.fields import MAX_PAGE_BYTES
 from deployment_pipeline.model import Deployment, HistoryFilter, OnBusy, Part
 from deployment_pipeline.postgres import Postgres
 from deployment_pipeline.postgres.reads import WALK
+from deployment_pipeline.refusals import Overloaded
 from deployment_pipeline.states import Status
 from support.proxy import Proxy, postgres_proxy
 from support.stores import Stores
@@ -108,6 +110,19 @@ async def test_o3_a_page_is_cut_where_it_is_read_and_nothing_is_missed(
         asked = (postgres.reads.history(pipeline, HistoryFilter(), NEWEST, 50) for _ in range(3))
         await asyncio.gather(*asked)
     assert proxy.count(b"S", b"Q") == 4, "together they are short, and each is read alone"
+
+
+async def test_l4_a_long_read_waits_for_its_turn_until_its_callers_deadline(
+    postgres: Postgres, pipeline: str
+) -> None:
+    async with postgres.reads._long:  # another long read is under way
+        short = await postgres.reads.history(pipeline, HistoryFilter(), NEWEST, 100)
+        assert short is not None
+        call.begin(0.2)
+        with pytest.raises(Overloaded):
+            await postgres.reads.history(pipeline, HistoryFilter(), NEWEST, 1000)
+    call.begin(None)
+    assert await postgres.reads.history(pipeline, HistoryFilter(), NEWEST, 1000)
 
 
 async def test_a_list_of_pipelines_is_cut_where_it_is_read(
