@@ -7,6 +7,7 @@ the rule of each of its fields in its annotation (`commands`).
 import re
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from unicodedata import category
 from uuid import UUID
 
 from deployment_pipeline.model import OnBusy
@@ -33,8 +34,10 @@ DEFAULT_MAX_PENDING = 100
 MAX_NUMBER = 2**63 - 1
 
 _NAME_RULE = "must be 1 to 63 of a-z, 0-9 and '-', and begin and end with a letter or digit (like 'web-shop')"
-# Control characters other than newline and tab, and those that reorder the text around them.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# What free text must not hold, by Unicode category: control, invisible and line-separating characters, and
+# those that mean nothing. Newline and tab are text; so are the joiners of Persian and of emoji.
+_NOT_TEXT = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+_TEXT = "\n\t\u200c\u200d"
 UUID_TEXT = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
@@ -75,8 +78,8 @@ class Rules:
             self.broken(field, rule if value else f"is required; it {rule}")
 
     def text(self, field: str, value: str) -> None:
-        if _CONTROL.search(value):
-            self.broken(field, "must not hold control characters other than newline and tab")
+        if not value.isprintable() and any(category(c) in _NOT_TEXT and c not in _TEXT for c in value):
+            self.broken(field, "must hold no control or invisible characters other than newline and tab")
         elif len(value.encode()) > MAX_TEXT_BYTES:
             self.broken(field, f"must be at most {MAX_TEXT_BYTES} bytes")
 

@@ -49,12 +49,18 @@ def test_versions_that_are_accepted(version: str) -> None:
     assert not broken_fields(lambda rules: rules.version("version", version))
 
 
-@pytest.mark.parametrize("text", ["\x00", "a\rb", "\x1b[31m", "\x7f", "\u2066", "x" * 4097, "ä" * 2049])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("\x00", "a\rb", "\x1b[31m", "\x7f", "\u2066", "\u2028", "\u200f", "\u200b", "\ue000"),
+        *("x" * 4097, "ä" * 2049),
+    ],
+)
 def test_texts_that_are_refused(text: str) -> None:
     assert broken_fields(lambda rules: rules.text("reason", text)) == ["reason"]
 
 
-@pytest.mark.parametrize("text", ["", "two\nlines\tand a tab", "می‌خواهم", "\u00a0", "x" * 4096])
+@pytest.mark.parametrize("text", ["", "two\nlines\tand a tab", "می‌خواهم", "👩‍💻", "\u00a0", "x" * 4096])
 def test_texts_that_are_accepted(text: str) -> None:
     assert not broken_fields(lambda rules: rules.text("reason", text))
 

@@ -31,7 +31,7 @@ What holds for every call
   UNKNOWN/OUTCOME_UNKNOWN (the change may or may not have been made: send it again with the same
   request_id).
 * Names of pipelines and stages match ^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$. Descriptions and reasons may
-  contain newlines and tabs, but no other control characters and none that change the direction of text.
+  contain newlines and tabs, but no other control, invisible or line-separating characters.
   Versions, labels, owners and request_ids contain printable characters only.
 * A list comes in pages. For the next one, send next_page_token as page_token, with the same filters; the
   page size may change. A page ends at 3 MiB even if more items were asked for, so only an empty

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Coroutine, Iterator
@@ -249,9 +250,10 @@ def _healthcheck(config: Settings, service: str) -> int:
 
 
 def _config(config: Settings) -> Iterator[str]:
-    """As an environment file."""
+    """As an environment file that a shell can read."""
     for field, info in Settings.model_fields.items():
         value = getattr(config, field)
-        shown = settings.masked(value) if isinstance(value, str) else str(value)
+        shown = settings.masked(value) if field.endswith("_url") else str(value)
         yield f"# {info.description}"
-        yield f"{settings.variable(field)}={shown.lower() if isinstance(value, bool) else shown}"
+        text = shown.lower() if isinstance(value, bool) else shown
+        yield f"{settings.variable(field)}={shlex.quote(text) if text else ''}"

@@ -45,6 +45,13 @@ class Health(aio.HealthServicer):  # type: ignore[misc]  # grpc_health has no ty
         for name in ("", SERVICE, LIVENESS, READINESS):
             await self.set(name, SERVING)
 
+    async def enter_graceful_shutdown(self) -> None:
+        """Say NOT_SERVING from now on. A process that drains is alive all the same."""
+        for name in (*self._server_status,):
+            if name != LIVENESS:
+                await self.set(name, NOT_SERVING)
+        self._gracefully_shutting_down = True
+
     async def keep_ready(self, probe: Callable[[], Awaitable[None]]) -> None:
         """Set readiness from what asks Postgres, until cancelled."""
         ready = True

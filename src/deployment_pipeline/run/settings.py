@@ -4,15 +4,22 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "DP_"
 # Variables that belong to the tests, not to the service.
 TEST_PREFIX = "DP_TEST_"
 MAX_PORT = 65535
+# Kubernetes puts these into every container of the namespace of a Service called `dp`.
+_OF_A_SERVICE = re.compile(
+    r"DP_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+# What may be shown of a store's URL: nothing that could hold a secret.
+_HOSTS = re.compile(r"([\w.,-]|%\w\w|\[[\w:.]*\]|:\d+)*")
+_SHOWN_OPTIONS = ("host", "port", "dbname")
 
 
 class InvalidSettings(Exception):
@@ -74,9 +81,10 @@ class Settings(BaseSettings):
         description="for how long to go on serving after health says NOT_SERVING, in milliseconds",
     )
     reflection: bool = Field(True, description="serve gRPC reflection")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="debug, info (one line a call), warning or error"
-    )
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        BeforeValidator(lambda level: level.lower() if isinstance(level, str) else level),
+    ] = Field("info", description="debug, info (one line a call), warning or error")
     data_dir: Path = Field(Path(".dp"), description="where embedded stores keep their data")
 
 
@@ -97,7 +105,10 @@ def load() -> Settings:
     problems = [
         f"{name}: there is no such setting; there are {', '.join(known)}"
         for name in sorted(os.environ)
-        if name.startswith(PREFIX) and not name.startswith(TEST_PREFIX) and name not in known
+        if name.startswith(PREFIX)
+        and not name.startswith(TEST_PREFIX)
+        and not _OF_A_SERVICE.fullmatch(name)
+        and name not in known
     ]
     try:
         settings = Settings()
@@ -110,10 +121,22 @@ def load() -> Settings:
 
 def _problem(name: str, message: str) -> str:
     rule = message.removeprefix("Value error, ").replace("Input should be", "must be")
-    return f"{name}: {rule} (it is '{masked(os.environ.get(name, ''))}')"
+    value = os.environ.get(name, "")
+    return f"{name}: {rule} (it is '{masked(value) if name.endswith('_URL') else value}')"
 
 
 def masked(url: str) -> str:
-    """A URL as it may be shown: passwords are masked."""
-    without_password = re.sub(r"(?<=://)([^/@:]*):[^/]*(?=@)", r"\1:***", url)
-    return re.sub(r"(?<=[?&]password=)[^&]*", "***", without_password)
+    """A store's URL as it may be shown: scheme, hosts, ports and database; *** if it cannot be read."""
+    if not url:
+        return ""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "***"
+    hosts = parts.netloc.rpartition("@")[2]
+    # A password that is not encoded may end the host early: then a part of it is where a path should be.
+    if not parts.scheme or not _HOSTS.fullmatch(hosts) or "@" in parts.path + parts.query + parts.fragment:
+        return "***"
+    options = [(name, value) for name, value in parse_qsl(parts.query) if name in _SHOWN_OPTIONS]
+    query = "&".join(f"{name}={value}" for name, value in options)
+    return f"{parts.scheme}://{hosts}{parts.path}{'?' + query if query else ''}"
