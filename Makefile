@@ -74,7 +74,7 @@ release: ## At a release: pack its code, which the next release's upgrade tests 
 	version=$$(sed -n 's/^VERSION = "\(.*\)"/\1/p' src/deployment_pipeline/release.py) && \
 	git archive --format=tar HEAD src generated | gzip -n9 > tests/releases/$$version.tar.gz
 
-lock: $(READY) ## Write requirements*.lock again from pyproject.toml
+lock: $(READY) ## Rewrite requirements*.lock from pyproject.toml
 	$(BIN)/pip install -q uv==$(UV_VERSION)
 	$(BIN)/uv pip compile pyproject.toml -q --universal --python-version 3.11 --generate-hashes \
 		--no-header --no-annotate --upgrade -o requirements.lock
