@@ -23,9 +23,10 @@ FILL = """
     SELECT pipeline_name, seq + 1, id, 'COMPLETE', stages[{last} + 1], 'IN_PROGRESS', 'COMPLETED',
            '', 'auto-' || id, completed_at
     FROM dp_deployments;
+    ALTER TABLE dp_versions DROP CONSTRAINT dp_versions_pkey;
     INSERT INTO dp_versions (pipeline_name, version, completed_no, completed_id)
-    SELECT pipeline_name, version, seq + 1, id FROM dp_deployments
-    ORDER BY pipeline_name, version COLLATE "C";
+    SELECT pipeline_name, version, seq + 1, id FROM dp_deployments;
+    ALTER TABLE dp_versions ADD PRIMARY KEY (pipeline_name, version);
     UPDATE dp_pipelines SET last_seq = {count} / {pipelines}, last_event_no = {count} / {pipelines} + 1
     WHERE name LIKE 'grown-%';
 """
@@ -43,6 +44,7 @@ def fill(rig: Rig, database: str, count: int) -> list[str]:
     rig.sql(
         # Foreign keys hold by construction, and indexes are faster built than grown.
         "SET session_replication_role = replica; SET synchronous_commit = off;"
+        "SET maintenance_work_mem = '512MB';"
         + "".join(f"DROP INDEX {name};" for name, _ in indexes)
         + statements
         + "".join(f"{definition};" for _, definition in indexes),
