@@ -1,4 +1,4 @@
-"""The context of the call being served: until when it must have its answer, and whether it is a repeat.
+"""The context of the call being served: until when it must have its answer, and which attempt it is.
 
 `edge.calls` sets it; whoever waits for something (a connection, a row lock) asks how long it may.
 """
@@ -14,18 +14,30 @@ LONGEST_CALL_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """What proxies and client libraries say of a call that they may send more than once."""
+
+    is_repeat: bool = False  # it is marked as sent before
+    id: str = ""  # the same in every attempt; empty: nobody gave one
+    trace_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class _Call:
     ends_at: float  # on the monotonic clock
-    is_marked_repeat: bool
+    attempt: Attempt
+
+
+UNMARKED = Attempt()
 
 
 _current: ContextVar[_Call] = ContextVar("call")
 
 
-def begin(seconds: float | None, *, is_marked_repeat: bool = False) -> None:
+def begin(seconds: float | None, attempt: Attempt = UNMARKED) -> None:
     """seconds: what its caller allows (None: no limit); LONGEST_CALL_SECONDS at most."""
     allowed = LONGEST_CALL_SECONDS if seconds is None else min(seconds, LONGEST_CALL_SECONDS)
-    _current.set(_Call(time.monotonic() + allowed, is_marked_repeat))
+    _current.set(_Call(time.monotonic() + allowed, attempt))
 
 
 def ends_at() -> float:
@@ -39,10 +51,9 @@ def remaining() -> float:
     return max(0.0, ends_at() - time.monotonic())
 
 
-def is_marked_repeat() -> bool:
-    """Whether a proxy or client library says that it sent this call before."""
+def attempt() -> Attempt:
     current = _current.get(None)
-    return current is not None and current.is_marked_repeat
+    return UNMARKED if current is None else current.attempt
 
 
 def limit(waiting: "asyncio.Future[Any]", seconds: float) -> asyncio.TimerHandle:

@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cache
 from hashlib import blake2b
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, ClassVar, get_type_hints
 from uuid import UUID
 
 from deployment_pipeline.fields import DEFAULT_MAX_PENDING, Rules
@@ -22,7 +22,21 @@ _DIGEST_BYTES = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
+    # The fields that make a repeat harmless; each alone does.
+    tokens: ClassVar[Sequence[str]] = ("request_id",)
+    # Whether what is known to be a repeat may go on without one.
+    may_repeat_blindly: ClassVar[bool] = False
+
     request_id: Annotated[str, Rules.request_id] = ""
+
+    @property
+    def subject(self) -> str:
+        """What it changes, for people."""
+        raise NotImplementedError
+
+    @property
+    def has_token(self) -> bool:
+        return any(getattr(self, token) for token in self.tokens)
 
     @property
     def level(self) -> int:
@@ -61,15 +75,25 @@ class PipelineCommand(Command):
     def pipeline(self) -> str:
         return self.name
 
+    @property
+    def subject(self) -> str:
+        return f"pipeline {self.name}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentCommand(Command):
     deployment_id: Annotated[UUID, Rules.uuid]
     reason: Annotated[str, Rules.text] = ""
 
+    @property
+    def subject(self) -> str:
+        return f"deployment {self.deployment_id}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreatePipeline(PipelineCommand):
+    may_repeat_blindly = True  # what exists as it was asked for is the answer
+
     stages: Annotated[Sequence[str], Rules.stages]
     description: Annotated[str, Rules.text] = ""
     labels: Annotated[Mapping[str, str], Rules.labels] = field(default_factory=dict)
@@ -79,6 +103,8 @@ class CreatePipeline(PipelineCommand):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdatePipeline(PipelineCommand):
     """Only fields that the mask names are set."""
+
+    tokens = ("request_id", "expected_revision")
 
     update_mask: Annotated[Sequence[str], Rules.update_mask]
     stages: Annotated[Sequence[str] | None, Rules.stages] = None
@@ -90,19 +116,32 @@ class UpdatePipeline(PipelineCommand):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockPipeline(PipelineCommand):
+    """With a lock_no: change the lock that stands."""
+
+    tokens = ("request_id", "lock_no")
+
     reason: Annotated[str, Rules.required_reason]
     owner: Annotated[str, Rules.owner] = ""
     expires_at: Annotated[datetime | None, Rules.time] = None
+    lock_no: Annotated[int, Rules.number] = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnlockPipeline(PipelineCommand):
+    """Without a lock_no: only a lock of this owner's."""
+
+    tokens = ("request_id", "lock_no")
+
     reason: Annotated[str, Rules.text] = ""
     start_next: bool = False
+    lock_no: Annotated[int, Rules.number] = 0
+    owner: Annotated[str, Rules.owner] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TriggerDeployment(Command):
+    may_repeat_blindly = True  # dp_trigger looks for the first attempt, and starts nothing
+
     pipeline_name: Annotated[str, Rules.name]
     version: Annotated[str, Rules.version]
     on_busy: Annotated[OnBusy, Rules.on_busy] = OnBusy.REJECT
@@ -113,9 +152,15 @@ class TriggerDeployment(Command):
     def pipeline(self) -> str:
         return self.pipeline_name
 
+    @property
+    def subject(self) -> str:
+        return f"pipeline {self.pipeline_name}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdvanceStage(DeploymentCommand):
+    tokens = ("request_id", "expected_stage")
+
     expected_stage: Annotated[str, Rules.name] = ""
 
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from unicodedata import category
 from uuid import UUID
 
+from deployment_pipeline.ids import OWN_REQUEST_ID
 from deployment_pipeline.model import OnBusy
 from deployment_pipeline.refusals import InvalidFields, Violation
 
@@ -105,6 +106,8 @@ class Rules:
                 )
 
     def request_id(self, field: str, value: str) -> None:
+        if value.startswith(OWN_REQUEST_ID):
+            self.broken(field, f"must not begin with {OWN_REQUEST_ID!r}: the service's own do")
         if not _printable(value) or len(value.encode()) > MAX_REQUEST_ID_BYTES:
             self.broken(field, f"must be at most {MAX_REQUEST_ID_BYTES} bytes, all printable")
 

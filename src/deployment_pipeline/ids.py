@@ -2,10 +2,13 @@
 
 import os
 import time
-from uuid import UUID, uuid4, uuid5
+from uuid import UUID, uuid5
 
 # What deployment ids are derived from, together with the pipeline and the request_id (RFC 9562, version 5).
 _NAMESPACE = UUID("7b0b4a3e-6a55-5d0c-9d0b-5c1b7c6f3a10")
+
+# How the request ids begin that the service makes.
+OWN_REQUEST_ID = "auto-"
 
 
 def deployment_id(pipeline: str, request_id: str) -> UUID:
@@ -22,9 +25,9 @@ def redeployment_id(rolled_back: UUID) -> UUID:
     return uuid5(_NAMESPACE, f"redeployment of {rolled_back}")
 
 
-def own_request_id() -> str:
-    """For a change whose caller sent none: the service's own repeat must find its work."""
-    return f"auto-{uuid4()}"
+def own_request_id(name: str) -> str:
+    """For a change whose caller sent none. A caller's never begins so."""
+    return f"{OWN_REQUEST_ID}{name}"
 
 
 def _by_time() -> UUID:

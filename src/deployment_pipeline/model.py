@@ -41,11 +41,13 @@ class Outcome(StrEnum):
     REPLAYED = "REPLAYED"  # an earlier call of the same request did it
     MUST_WAIT = "MUST_WAIT"  # in a batch: for a row lock that somebody else holds
     REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
+    RETRY_WITHOUT_TOKEN = "RETRY_WITHOUT_TOKEN"  # noqa: S105  # a repeat of nothing that is known
     PIPELINE_NOT_FOUND = "PIPELINE_NOT_FOUND"
     PIPELINE_EXISTS = "PIPELINE_EXISTS"
     PIPELINE_BUSY = "PIPELINE_BUSY"
     PIPELINE_LOCKED = "PIPELINE_LOCKED"
     PIPELINE_NOT_LOCKED = "PIPELINE_NOT_LOCKED"
+    LOCK_MISMATCH = "LOCK_MISMATCH"
     QUEUE_FULL = "QUEUE_FULL"
     REVISION_MISMATCH = "REVISION_MISMATCH"
     EXPIRY_PASSED = "EXPIRY_PASSED"
@@ -70,9 +72,10 @@ class Installation:
 
 @dataclass(frozen=True, slots=True)
 class Lock:
+    locked_at: datetime
+    no: int  # the event_no of its LOCK event
     owner: str
     reason: str
-    locked_at: datetime
     expires_at: datetime | None  # None: it does not expire
     stands: bool  # it had not expired when this was read
 

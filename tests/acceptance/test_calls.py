@@ -66,7 +66,7 @@ class Streams:
 
 @pytest.fixture
 async def streams() -> AsyncIterator[tuple[Streams, Calls, grpc.aio.Channel]]:
-    served, calls = Streams(), Calls()
+    served, calls = Streams(), Calls(())
     handlers: dict[str, Any] = {
         name: grpc.unary_stream_rpc_method_handler(getattr(served, name))
         for name in ("Count", "Refuse", "Fail", "Forever")

@@ -41,7 +41,8 @@ async def test_a_locked_pipeline_refuses_triggers(client: Client, pipeline: str,
     assert refused.facts["expires_at"] == expires_at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     assert "ops" in refused.message
     assert "freeze" in refused.message
-    await client.call("UnlockPipeline", name=pipeline)
+    assert refused.facts["lock_no"] == str(locked.lock.lock_no)
+    await client.call("UnlockPipeline", name=pipeline, lock_no=locked.lock.lock_no)
     assert (await trigger(client, pipeline, on_busy=on_busy)).status_name == "IN_PROGRESS"
 
 
@@ -137,7 +138,7 @@ async def test_a_lock_is_never_overwritten(client: Client, pipeline: str) -> Non
     first: dict[str, Any] = {"name": pipeline, "reason": "an incident", "owner": "ops"}
     locked = await client.call("LockPipeline", **first)
     again = await client.call("LockPipeline", **first)
-    assert (again.message, again.replayed) == (locked.message, True)
+    assert (again.message, again.replayed) == (locked.message, False)
     for other in ({"reason": "a fair"}, {"owner": "dev"}, {"expires_at": soon(60)}):
         refused = await refusal(client.call("LockPipeline", **{**first, **other}))
         assert refused.reason == "PIPELINE_LOCKED"
@@ -192,3 +193,75 @@ async def test_locking_or_unlocking_an_unknown_pipeline_is_refused(client: Clien
     for method in ("LockPipeline", "UnlockPipeline"):
         refused = await refusal(client.call(method, name="no-such-pipeline", reason="r"))
         assert refused.reason == "PIPELINE_NOT_FOUND"
+
+
+async def test_a_lock_is_lifted_by_its_number_or_its_owner(client: Client, pipeline: str) -> None:
+    locked = await client.call("LockPipeline", name=pipeline, reason="mine", owner="me")
+    number = locked.lock.lock_no
+    events = await client.call("ListEvents", pipeline_name=pipeline)
+    assert (events.events[-1].type, events.events[-1].event_no) == (pb.Event.LOCK, number)
+    for other in ({}, {"owner": "you"}, {"lock_no": number + 1}, {"lock_no": number + 1, "owner": "me"}):
+        refused = await refusal(client.call("UnlockPipeline", name=pipeline, **other))
+        assert (refused.code, refused.reason) == (StatusCode.ABORTED, "LOCK_MISMATCH")
+        assert (refused.facts["lock_no"], refused.facts["owner"]) == (str(number), "me")
+        assert str(number) in refused.message
+    assert (await client.call("GetPipelineState", name=pipeline)).pipeline.lock == locked.lock
+    await client.call("UnlockPipeline", name=pipeline, owner="me")
+    again = await client.call("LockPipeline", name=pipeline, reason="mine", owner="me")
+    assert again.lock.lock_no > number
+    assert not (await client.call("UnlockPipeline", name=pipeline, lock_no=again.lock.lock_no)).HasField(
+        "started"
+    )
+
+
+async def test_a_repeated_unlock_does_not_lift_the_next_persons_lock(client: Client, pipeline: str) -> None:
+    mine = await client.call("LockPipeline", name=pipeline, reason="mine")
+    unlock: dict[str, Any] = {"name": pipeline, "lock_no": mine.lock.lock_no}
+    await client.call("UnlockPipeline", **unlock)
+    theirs = await client.call("LockPipeline", name=pipeline, reason="theirs")
+    assert (await refusal(client.call("UnlockPipeline", **unlock))).reason == "LOCK_MISMATCH"
+    assert (await client.call("GetPipeline", name=pipeline)).lock == theirs.lock
+
+
+async def test_a_lock_is_changed_without_a_gap_and_keeps_its_number(client: Client, pipeline: str) -> None:
+    first = (await client.call("LockPipeline", name=pipeline, reason="an hour", expires_at=soon(3600))).lock
+    change: dict[str, Any] = {"name": pipeline, "reason": "a day", "owner": "me", "expires_at": soon(86_400)}
+    refused = await refusal(client.call("LockPipeline", **change, lock_no=first.lock_no + 1))
+    assert (refused.reason, refused.facts["asked_lock_no"]) == ("LOCK_MISMATCH", str(first.lock_no + 1))
+    for _ in range(2):  # a repeat does no harm
+        changed = (await client.call("LockPipeline", **change, lock_no=first.lock_no)).lock
+        assert (changed.reason, changed.owner, changed.lock_no) == ("a day", "me", first.lock_no)
+        assert (changed.locked_at, changed.expires_at.seconds - first.expires_at.seconds > 80_000) == (
+            first.locked_at,
+            True,
+        )
+    events = (await client.call("ListEvents", pipeline_name=pipeline)).events
+    assert [event.type for event in events] == [pb.Event.CREATE, pb.Event.LOCK, pb.Event.LOCK]
+    await client.call("UnlockPipeline", name=pipeline, lock_no=first.lock_no)
+    refused = await refusal(client.call("LockPipeline", **change, lock_no=first.lock_no))
+    assert refused.reason == "PIPELINE_NOT_LOCKED"
+
+
+@pytest.mark.parametrize("on_busy", ["REJECT", "QUEUE"])
+async def test_a_lock_that_was_acted_on_as_over_stays_over(
+    client: Client, pipeline: str, sql: psycopg.Connection, on_busy: str
+) -> None:
+    """Even if Postgres's clock goes back."""
+    active = await trigger(client, pipeline)
+    if on_busy == "QUEUE":
+        await queue(client, pipeline)
+    await client.call("LockPipeline", name=pipeline, reason="r", expires_at=soon(3600))
+    expire = "UPDATE dp_pipelines SET lock_expires_at = lock_expires_at - interval '2 h' WHERE name = %s"
+    clock_goes_back = (
+        "UPDATE dp_pipelines SET lock_expires_at = lock_expires_at + interval '2 h' WHERE name = %s"
+    )
+    sql.execute(expire, [pipeline])
+    await cancel(client, active.id)
+    if on_busy == "REJECT":
+        await trigger(client, pipeline)
+    state = await client.call("GetPipelineState", name=pipeline)
+    assert state.HasField("active")
+    sql.execute(clock_goes_back, [pipeline])
+    assert not (await client.call("GetPipeline", name=pipeline)).HasField("lock")
+    await cancel(client, state.active.id)
+    assert (await trigger(client, pipeline)).status_name == "IN_PROGRESS"

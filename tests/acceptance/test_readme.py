@@ -47,6 +47,7 @@ def test_the_commands_do_what_is_written(stores: Stores) -> None:
         for command in commands():
             text = command.text.replace("127.0.0.1:50051", running.address)
             text = text.replace("$PWD/.venv", str(ROOT / ".venv"))
+            text = text.replace("--schema protos", f"--schema '{ROOT}/protos'")
             # A pipeline of its own for each run of the tests.
             text = text.replace('"shop"', f'"shop-{running.process.pid}"')
             result = subprocess.run(

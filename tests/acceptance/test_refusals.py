@@ -236,9 +236,9 @@ async def test_shutting_down(settings: Settings, pipeline: str, monkeypatch: pyt
     made: list[Calls] = []
     original = Calls.__init__
 
-    def remember(self: Calls) -> None:
+    def remember(self: Calls, *args: Any) -> None:
         made.append(self)
-        original(self)
+        original(self, *args)
 
     monkeypatch.setattr(Calls, "__init__", remember)
     async with (

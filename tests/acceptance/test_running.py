@@ -206,7 +206,7 @@ async def test_embedded_stores_keep_their_data_and_leave_no_process(how: signal.
             assert len(stores_of_it) == 2
             async with grpc.aio.insecure_channel(embedded.address) as channel:
                 client = TypedClient(channel)
-                answer = await client.call("CreatePipeline", name="shop", stages=["a"])
+                answer = await client.call("CreatePipeline", name="shop", stages=["a"], request_id="r")
                 assert answer.replayed is (run == 1)
             assert embedded.stop(how) == 0
             assert all(map(gone, stores_of_it))

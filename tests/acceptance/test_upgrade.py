@@ -84,7 +84,7 @@ async def test_i1_i2_a_request_sent_to_one_release_is_recognised_by_the_other(
 
     await twice("CreatePipeline", name=name, stages=STAGES, labels={"b": "1", "a": "2"}, max_pending=7)
     await twice("UpdatePipeline", name=name, description="d", expected_revision=1)
-    await twice("LockPipeline", name=name, reason="r", owner="ops", expires_at={"seconds": 4_000_000_000})
+    await twice("LockPipeline", name=name, reason="r", expires_at={"seconds": 4_000_000_000})
     await twice("UnlockPipeline", name=name, start_next=True, reason="r")
     made = await twice(
         "TriggerDeployment", pipeline_name=name, version="1", on_busy="QUEUE", labels={"ü": "1"}

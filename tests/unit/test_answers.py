@@ -15,7 +15,13 @@ from deployment_pipeline.edge import answers
 from deployment_pipeline.refusals import Refusal, Violation
 
 PROTO = Path(__file__).parents[2] / "protos" / "dp" / "v1" / "deployment_pipeline.proto"
-LEAVES = Refusal.__subclasses__()
+
+
+def leaves(kind: type[Refusal]) -> list[type[Refusal]]:
+    return [leaf for below in kind.__subclasses__() for leaf in leaves(below)] or [kind]
+
+
+LEAVES = leaves(Refusal)
 METADATA_LIMIT = 8192
 
 # The largest and widest texts that the rules let through.
@@ -43,6 +49,10 @@ LARGEST: dict[str, Any] = {
     "level": 999,
     "finished_level": 998,
     "subject": f"deployment {UUID(int=1)}",
+    "call": "UpdatePipeline",
+    "tokens": ["request_id", "expected_revision"],
+    "lock_no": 2**63 - 1,
+    "asked_lock_no": 2**63 - 1,
 }
 
 
@@ -71,8 +81,16 @@ def test_the_details_repeat_what_the_message_says(leaf: type[Refusal]) -> None:
     assert (info.domain, info.reason) == ("dp.v1", leaf.reason)
 
 
+def test_only_a_blind_repeat_is_told_that_it_may_have_met_itself() -> None:
+    for leaf in LEAVES:
+        refusal = largest(leaf)
+        assert answers.of(refusal) == answers.of(refusal, is_blind_repeat=False)
+        told = "may_be_own" in answers.of(refusal, is_blind_repeat=True).facts
+        assert told == (leaf in answers.MAY_BE_OWN)
+
+
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_the_largest_status_fits_into_grpcs_metadata(leaf: type[Refusal]) -> None:
-    _, message, details, _ = answers.of(largest(leaf))
+    _, message, details, _ = answers.of(largest(leaf), is_blind_repeat=True)
     size = len(quote(message, safe=" ")) + len(base64.b64encode(details))
     assert size < METADATA_LIMIT - 500

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from deployment_pipeline.commands import TriggerDeployment
+from deployment_pipeline.engine.admission import Admission
 from deployment_pipeline.engine.finishing import Finishing
 from deployment_pipeline.engine.triggers import Triggers
 from deployment_pipeline.guard.lease import Lease, Passage
@@ -36,7 +37,7 @@ LEASE = Lease(1, uuid.uuid4(), 1, datetime.now(UTC), "a", "1")
 @pytest.mark.parametrize(("lease", "request_id"), [(None, ""), (None, "r"), (LEASE, "r")])
 async def test_l4_a_bug_reaches_its_caller(lease: Lease | None, request_id: str) -> None:
     broken: Any = Broken(lease)
-    triggers = Triggers(broken, broken, Finishing())
+    triggers = Triggers(Admission(requires_tokens=False), broken, broken, Finishing())
     with pytest.raises(ZeroDivisionError):
         async with asyncio.timeout(5):
             await triggers.trigger(

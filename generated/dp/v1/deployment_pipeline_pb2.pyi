@@ -16,15 +16,28 @@ What holds for every call
   within the pipeline. The change and its request_id are stored in one commit. If the same request is sent
   again, nothing changes: the answer is the current snapshot, with trailing metadata "dp-replayed: true",
   for as long as the history is kept. A different request with the same request_id is refused. A refusal is
-  not stored, so the same request_id may succeed later.
+  not stored, so the same request_id may succeed later; nor is a request that found its wish fulfilled
+  already. Every field counts, reason and labels too.
+* Send a request_id with every change. Without one a repeat, which proxies and client libraries may send by
+  themselves, is safe in these cases only: with expected_stage, expected_revision or lock_no, it is refused
+  if the first attempt was made. If it is marked as a repeat (grpc-previous-rpc-attempts, or
+  x-envoy-attempt-count above 1), it is refused. If every attempt carries the same x-request-id, a trigger
+  gets the answer of the first (for 60 seconds, until what it started has ended), and an AdvanceStage is
+  refused. Any other repeat is carried out as a new call.
 * Any call may end with
   INVALID_ARGUMENT/INVALID_FIELD (google.rpc.BadRequest lists every broken field, or as many as fit and how
   many more there are),
   RESOURCE_EXHAUSTED/OVERLOADED (nothing happened; google.rpc.RetryInfo says when to try again),
   UNAVAILABLE/STORE_UNAVAILABLE or UNAVAILABLE/SHUTTING_DOWN (nothing happened; RetryInfo as above), or
   INTERNAL/INTERNAL (a bug; the message holds an id that is in the server's log).
+  A status without our ErrorInfo was made on the way, mostly UNAVAILABLE for a connection that broke. It says
+  nothing about what happened: send the call again with the same request_id.
 * A call that changes something may also end with
   INVALID_ARGUMENT/REQUEST_ID_REUSED (the request_id belongs to a different request),
+  ABORTED/RETRY_WITHOUT_TOKEN (it was sent before, and nothing tells whether that attempt was made; it
+  changed nothing now; CreatePipeline never ends so),
+  INVALID_ARGUMENT/TOKEN_REQUIRED (this server takes no change without request_id, expected_stage,
+  expected_revision or lock_no, where the call has them),
   FAILED_PRECONDITION/UPGRADE_NOT_FINISHED (replicas of the previous release, which may still be running,
   could not read or enforce what the change asks for, so it is refused until an operator has run
   `deployment-pipeline migrate --finish`; nothing happened), or
@@ -32,7 +45,8 @@ What holds for every call
   request_id).
 * Names of pipelines and stages match ^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$. Descriptions and reasons may
   contain newlines and tabs, but no other control, invisible or line-separating characters.
-  Versions, labels, owners and request_ids contain printable characters only.
+  Versions, labels, owners and request_ids contain printable characters only. A request_id does not begin
+  with "auto-".
 * A list comes in pages. For the next one, send next_page_token as page_token, with the same filters; the
   page size may change. A page ends at 3 MiB even if more items were asked for, so only an empty
   next_page_token marks the end.
@@ -143,8 +157,11 @@ class Lock(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     LOCKED_AT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    LOCK_NO_FIELD_NUMBER: _builtins.int
     owner: _builtins.str
     reason: _builtins.str
+    lock_no: _builtins.int
+    """The event_no of the LOCK event that set it. A change of the lock keeps it."""
     @_builtins.property
     def locked_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -158,10 +175,11 @@ class Lock(_message.Message):
         reason: _builtins.str = ...,
         locked_at: _timestamp_pb2.Timestamp | None = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        lock_no: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "locked_at", b"locked_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "locked_at", b"locked_at", "owner", b"owner", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "lock_no", b"lock_no", "locked_at", b"locked_at", "owner", b"owner", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -946,6 +964,7 @@ class LockPipelineRequest(_message.Message):
     OWNER_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    LOCK_NO_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required."""
     reason: _builtins.str
@@ -954,6 +973,8 @@ class LockPipelineRequest(_message.Message):
     """Who to ask about the lock. Up to 256 characters."""
     request_id: _builtins.str
     """Makes it safe to send this call again. Up to 128 bytes."""
+    lock_no: _builtins.int
+    """Change this lock, which must be the one that stands, to this reason, owner and expiry. 0: set a lock."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """Must be in the future. Absent: the lock has no expiry."""
@@ -966,10 +987,11 @@ class LockPipelineRequest(_message.Message):
         owner: _builtins.str = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         request_id: _builtins.str = ...,
+        lock_no: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "name", b"name", "owner", b"owner", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "lock_no", b"lock_no", "name", b"name", "owner", b"owner", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -983,6 +1005,8 @@ class UnlockPipelineRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     START_NEXT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    LOCK_NO_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required."""
     reason: _builtins.str
@@ -991,6 +1015,10 @@ class UnlockPipelineRequest(_message.Message):
     """Also start the deployment at the head of the queue, unless one is IN_PROGRESS."""
     request_id: _builtins.str
     """Makes it safe to send this call again. Up to 128 bytes."""
+    lock_no: _builtins.int
+    """The lock to lift; if another one stands, the call is refused. 0: the lock that stands, if its owner is owner."""
+    owner: _builtins.str
+    """Whose lock to lift if lock_no is 0. Empty: one without an owner."""
     def __init__(
         self,
         *,
@@ -998,10 +1026,12 @@ class UnlockPipelineRequest(_message.Message):
         reason: _builtins.str = ...,
         start_next: _builtins.bool = ...,
         request_id: _builtins.str = ...,
+        lock_no: _builtins.int = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason", "request_id", b"request_id", "start_next", b"start_next"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lock_no", b"lock_no", "name", b"name", "owner", b"owner", "reason", b"reason", "request_id", b"request_id", "start_next", b"start_next"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

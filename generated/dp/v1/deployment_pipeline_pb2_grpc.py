@@ -167,9 +167,7 @@ class DeploymentPipelineServicer:
         expected_stage or request_id, sending the call again cannot skip a stage; with expected_stage, two
         callers that advance at the same time cannot skip one either.
         Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS (it is PENDING),
-        FAILED_PRECONDITION/DEPLOYMENT_ENDED, ABORTED/STAGE_MISMATCH, ABORTED/RETRY_WITHOUT_TOKEN (a proxy or
-        client library marked the call as a retry, and it has neither expected_stage nor request_id, so it could
-        skip a stage).
+        FAILED_PRECONDITION/DEPLOYMENT_ENDED, ABORTED/STAGE_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -207,20 +205,23 @@ class DeploymentPipelineServicer:
         """Freezes a pipeline: until it is unlocked or the lock expires, triggers are refused and PENDING
         deployments do not start. AdvanceStage, CancelDeployment and Rollback still work, even with redeploy. An
         expired lock has no effect. If the pipeline is already locked with the same reason, owner and expiry, the
-        answer is the pipeline as it is.
+        answer is the pipeline as it is. With lock_no, it changes the lock that stands, without a gap.
         Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_LOCKED (by a different lock; the
-        details say whose).
+        details say whose), and with lock_no: ABORTED/LOCK_MISMATCH (a different lock stands),
+        FAILED_PRECONDITION/PIPELINE_NOT_LOCKED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnlockPipeline(self, request, context):
-        """Lifts a pipeline's lock. If nothing is IN_PROGRESS, the queue moves on with the next TriggerDeployment on
+        """Lifts a pipeline's lock: the one that lock_no names or, without it, one of the caller's own. A repeat can
+        therefore never lift the next person's lock. If nothing is IN_PROGRESS, the queue moves on with the next TriggerDeployment on
         the pipeline, which starts the deployment at its head first, or right away with start_next. start_next
         also works on a pipeline that is not locked, if its queue is still waiting after a lock has expired.
         Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_NOT_LOCKED (and start_next has
-        nothing to start).
+        nothing to start), ABORTED/LOCK_MISMATCH (a different lock stands, or somebody else's and no lock_no was
+        given; the details name it).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -16,15 +16,28 @@ What holds for every call
   within the pipeline. The change and its request_id are stored in one commit. If the same request is sent
   again, nothing changes: the answer is the current snapshot, with trailing metadata "dp-replayed: true",
   for as long as the history is kept. A different request with the same request_id is refused. A refusal is
-  not stored, so the same request_id may succeed later.
+  not stored, so the same request_id may succeed later; nor is a request that found its wish fulfilled
+  already. Every field counts, reason and labels too.
+* Send a request_id with every change. Without one a repeat, which proxies and client libraries may send by
+  themselves, is safe in these cases only: with expected_stage, expected_revision or lock_no, it is refused
+  if the first attempt was made. If it is marked as a repeat (grpc-previous-rpc-attempts, or
+  x-envoy-attempt-count above 1), it is refused. If every attempt carries the same x-request-id, a trigger
+  gets the answer of the first (for 60 seconds, until what it started has ended), and an AdvanceStage is
+  refused. Any other repeat is carried out as a new call.
 * Any call may end with
   INVALID_ARGUMENT/INVALID_FIELD (google.rpc.BadRequest lists every broken field, or as many as fit and how
   many more there are),
   RESOURCE_EXHAUSTED/OVERLOADED (nothing happened; google.rpc.RetryInfo says when to try again),
   UNAVAILABLE/STORE_UNAVAILABLE or UNAVAILABLE/SHUTTING_DOWN (nothing happened; RetryInfo as above), or
   INTERNAL/INTERNAL (a bug; the message holds an id that is in the server's log).
+  A status without our ErrorInfo was made on the way, mostly UNAVAILABLE for a connection that broke. It says
+  nothing about what happened: send the call again with the same request_id.
 * A call that changes something may also end with
   INVALID_ARGUMENT/REQUEST_ID_REUSED (the request_id belongs to a different request),
+  ABORTED/RETRY_WITHOUT_TOKEN (it was sent before, and nothing tells whether that attempt was made; it
+  changed nothing now; CreatePipeline never ends so),
+  INVALID_ARGUMENT/TOKEN_REQUIRED (this server takes no change without request_id, expected_stage,
+  expected_revision or lock_no, where the call has them),
   FAILED_PRECONDITION/UPGRADE_NOT_FINISHED (replicas of the previous release, which may still be running,
   could not read or enforce what the change asks for, so it is refused until an operator has run
   `deployment-pipeline migrate --finish`; nothing happened), or
@@ -32,7 +45,8 @@ What holds for every call
   request_id).
 * Names of pipelines and stages match ^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$. Descriptions and reasons may
   contain newlines and tabs, but no other control, invisible or line-separating characters.
-  Versions, labels, owners and request_ids contain printable characters only.
+  Versions, labels, owners and request_ids contain printable characters only. A request_id does not begin
+  with "auto-".
 * A list comes in pages. For the next one, send next_page_token as page_token, with the same filters; the
   page size may change. A page ends at 3 MiB even if more items were asked for, so only an empty
   next_page_token marks the end.
@@ -99,9 +113,7 @@ class DeploymentPipelineStub:
     expected_stage or request_id, sending the call again cannot skip a stage; with expected_stage, two
     callers that advance at the same time cannot skip one either.
     Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS (it is PENDING),
-    FAILED_PRECONDITION/DEPLOYMENT_ENDED, ABORTED/STAGE_MISMATCH, ABORTED/RETRY_WITHOUT_TOKEN (a proxy or
-    client library marked the call as a retry, and it has neither expected_stage nor request_id, so it could
-    skip a stage).
+    FAILED_PRECONDITION/DEPLOYMENT_ENDED, ABORTED/STAGE_MISMATCH.
     """
     Rollback: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.RollbackRequest, _deployment_pipeline_pb2.DeploymentStatus]
     """Ends an IN_PROGRESS deployment as ROLLED_BACK. By default, the next deployment in the queue starts. With
@@ -122,16 +134,19 @@ class DeploymentPipelineStub:
     """Freezes a pipeline: until it is unlocked or the lock expires, triggers are refused and PENDING
     deployments do not start. AdvanceStage, CancelDeployment and Rollback still work, even with redeploy. An
     expired lock has no effect. If the pipeline is already locked with the same reason, owner and expiry, the
-    answer is the pipeline as it is.
+    answer is the pipeline as it is. With lock_no, it changes the lock that stands, without a gap.
     Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_LOCKED (by a different lock; the
-    details say whose).
+    details say whose), and with lock_no: ABORTED/LOCK_MISMATCH (a different lock stands),
+    FAILED_PRECONDITION/PIPELINE_NOT_LOCKED.
     """
     UnlockPipeline: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.UnlockPipelineRequest, _deployment_pipeline_pb2.UnlockPipelineResponse]
-    """Lifts a pipeline's lock. If nothing is IN_PROGRESS, the queue moves on with the next TriggerDeployment on
+    """Lifts a pipeline's lock: the one that lock_no names or, without it, one of the caller's own. A repeat can
+    therefore never lift the next person's lock. If nothing is IN_PROGRESS, the queue moves on with the next TriggerDeployment on
     the pipeline, which starts the deployment at its head first, or right away with start_next. start_next
     also works on a pipeline that is not locked, if its queue is still waiting after a lock has expired.
     Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_NOT_LOCKED (and start_next has
-    nothing to start).
+    nothing to start), ABORTED/LOCK_MISMATCH (a different lock stands, or somebody else's and no lock_no was
+    given; the details name it).
     """
     GetPipelineState: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetPipelineStateRequest, _deployment_pipeline_pb2.PipelineState]
     """Reads where a pipeline stands: active deployment, queue, lock, and what is live in each stage.
@@ -176,9 +191,7 @@ class DeploymentPipelineAsyncStub(DeploymentPipelineStub):
     expected_stage or request_id, sending the call again cannot skip a stage; with expected_stage, two
     callers that advance at the same time cannot skip one either.
     Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS (it is PENDING),
-    FAILED_PRECONDITION/DEPLOYMENT_ENDED, ABORTED/STAGE_MISMATCH, ABORTED/RETRY_WITHOUT_TOKEN (a proxy or
-    client library marked the call as a retry, and it has neither expected_stage nor request_id, so it could
-    skip a stage).
+    FAILED_PRECONDITION/DEPLOYMENT_ENDED, ABORTED/STAGE_MISMATCH.
     """
     Rollback: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.RollbackRequest, _deployment_pipeline_pb2.DeploymentStatus]  # type: ignore[assignment]
     """Ends an IN_PROGRESS deployment as ROLLED_BACK. By default, the next deployment in the queue starts. With
@@ -199,16 +212,19 @@ class DeploymentPipelineAsyncStub(DeploymentPipelineStub):
     """Freezes a pipeline: until it is unlocked or the lock expires, triggers are refused and PENDING
     deployments do not start. AdvanceStage, CancelDeployment and Rollback still work, even with redeploy. An
     expired lock has no effect. If the pipeline is already locked with the same reason, owner and expiry, the
-    answer is the pipeline as it is.
+    answer is the pipeline as it is. With lock_no, it changes the lock that stands, without a gap.
     Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_LOCKED (by a different lock; the
-    details say whose).
+    details say whose), and with lock_no: ABORTED/LOCK_MISMATCH (a different lock stands),
+    FAILED_PRECONDITION/PIPELINE_NOT_LOCKED.
     """
     UnlockPipeline: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.UnlockPipelineRequest, _deployment_pipeline_pb2.UnlockPipelineResponse]  # type: ignore[assignment]
-    """Lifts a pipeline's lock. If nothing is IN_PROGRESS, the queue moves on with the next TriggerDeployment on
+    """Lifts a pipeline's lock: the one that lock_no names or, without it, one of the caller's own. A repeat can
+    therefore never lift the next person's lock. If nothing is IN_PROGRESS, the queue moves on with the next TriggerDeployment on
     the pipeline, which starts the deployment at its head first, or right away with start_next. start_next
     also works on a pipeline that is not locked, if its queue is still waiting after a lock has expired.
     Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_NOT_LOCKED (and start_next has
-    nothing to start).
+    nothing to start), ABORTED/LOCK_MISMATCH (a different lock stands, or somebody else's and no lock_no was
+    given; the details name it).
     """
     GetPipelineState: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetPipelineStateRequest, _deployment_pipeline_pb2.PipelineState]  # type: ignore[assignment]
     """Reads where a pipeline stands: active deployment, queue, lock, and what is live in each stage.
@@ -292,9 +308,7 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         expected_stage or request_id, sending the call again cannot skip a stage; with expected_stage, two
         callers that advance at the same time cannot skip one either.
         Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS (it is PENDING),
-        FAILED_PRECONDITION/DEPLOYMENT_ENDED, ABORTED/STAGE_MISMATCH, ABORTED/RETRY_WITHOUT_TOKEN (a proxy or
-        client library marked the call as a retry, and it has neither expected_stage nor request_id, so it could
-        skip a stage).
+        FAILED_PRECONDITION/DEPLOYMENT_ENDED, ABORTED/STAGE_MISMATCH.
         """
 
     @_abc_1.abstractmethod
@@ -339,9 +353,10 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         """Freezes a pipeline: until it is unlocked or the lock expires, triggers are refused and PENDING
         deployments do not start. AdvanceStage, CancelDeployment and Rollback still work, even with redeploy. An
         expired lock has no effect. If the pipeline is already locked with the same reason, owner and expiry, the
-        answer is the pipeline as it is.
+        answer is the pipeline as it is. With lock_no, it changes the lock that stands, without a gap.
         Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_LOCKED (by a different lock; the
-        details say whose).
+        details say whose), and with lock_no: ABORTED/LOCK_MISMATCH (a different lock stands),
+        FAILED_PRECONDITION/PIPELINE_NOT_LOCKED.
         """
 
     @_abc_1.abstractmethod
@@ -350,11 +365,13 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_pipeline_pb2.UnlockPipelineRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pipeline_pb2.UnlockPipelineResponse, _abc.Awaitable[_deployment_pipeline_pb2.UnlockPipelineResponse]]:
-        """Lifts a pipeline's lock. If nothing is IN_PROGRESS, the queue moves on with the next TriggerDeployment on
+        """Lifts a pipeline's lock: the one that lock_no names or, without it, one of the caller's own. A repeat can
+        therefore never lift the next person's lock. If nothing is IN_PROGRESS, the queue moves on with the next TriggerDeployment on
         the pipeline, which starts the deployment at its head first, or right away with start_next. start_next
         also works on a pipeline that is not locked, if its queue is still waiting after a lock has expired.
         Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_NOT_LOCKED (and start_next has
-        nothing to start).
+        nothing to start), ABORTED/LOCK_MISMATCH (a different lock stands, or somebody else's and no lock_no was
+        given; the details name it).
         """
 
     @_abc_1.abstractmethod

@@ -26,7 +26,7 @@ Try it from another terminal, in this folder:
   buf curl --http2-prior-knowledge --protocol grpc {url}/dp.v1.DeploymentPipeline/CreatePipeline \\
     -d '{{"name": "shop", "stages": ["build", "test", "staging", "deploy"]}}'
   buf curl --http2-prior-knowledge --protocol grpc {url}/dp.v1.DeploymentPipeline/TriggerDeployment \\
-    -d '{{"pipeline_name": "shop", "version": "1.0.0"}}'
+    -d '{{"pipeline_name": "shop", "version": "1.0.0", "request_id": "release-1"}}'
   buf curl --http2-prior-knowledge --protocol grpc {url}/dp.v1.DeploymentPipeline/GetHistory \\
     -d '{{"pipeline_name": "shop"}}'
 

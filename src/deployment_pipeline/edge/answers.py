@@ -44,7 +44,9 @@ CODES: dict[type[Refusal], StatusCode] = {
     refusals.DeploymentEnded: StatusCode.FAILED_PRECONDITION,
     refusals.StageMismatch: StatusCode.ABORTED,
     refusals.RevisionMismatch: StatusCode.ABORTED,
+    refusals.LockMismatch: StatusCode.ABORTED,
     refusals.RetryWithoutToken: StatusCode.ABORTED,
+    refusals.TokenRequired: StatusCode.INVALID_ARGUMENT,
     refusals.UpgradeNotFinished: StatusCode.FAILED_PRECONDITION,
     refusals.Overloaded: StatusCode.RESOURCE_EXHAUSTED,
     # Meshes retry UNAVAILABLE on their own: it is only ever said when nothing happened.
@@ -63,21 +65,37 @@ class Answer(NamedTuple):
     facts: Mapping[str, str]  # each short enough for metadata and for a log line
 
 
-def of(refusal: Refusal) -> Answer:
+# What the first attempt at a call can be the reason for.
+MAY_BE_OWN = (
+    refusals.PipelineBusy,
+    refusals.PipelineNotLocked,
+    refusals.DeploymentEnded,
+    refusals.StageMismatch,
+    refusals.RevisionMismatch,
+)
+
+
+def of(refusal: Refusal, *, is_blind_repeat: bool = False) -> Answer:
+    """is_blind_repeat: the call was marked as sent before, and has no request_id to find what that did."""
+    may_be_own = is_blind_repeat and isinstance(refusal, MAY_BE_OWN)
     if isinstance(refusal, refusals.PipelineBusy):
-        return _busy(*vars(refusal).values())
-    return _of(refusal)
+        return _busy(may_be_own, *vars(refusal).values())
+    return _of(refusal, may_be_own)
 
 
 @lru_cache(maxsize=1024)
-def _busy(*fields: Any) -> Answer:
+def _busy(may_be_own: bool, *fields: Any) -> Answer:
     """On a hot pipeline this one is said thousands of times a second."""
-    return _of(refusals.PipelineBusy(*fields))
+    return _of(refusals.PipelineBusy(*fields), may_be_own)
 
 
-def _of(refusal: Refusal) -> Answer:
-    message = _cut(str(refusal), MAX_MESSAGE_BYTES)
-    facts = {name: _cut(fact, MAX_FACT_BYTES) for name, fact in refusal.facts().items()}
+def _of(refusal: Refusal, may_be_own: bool) -> Answer:
+    text, told = str(refusal), refusal.facts()
+    if may_be_own:
+        text += "; this call was sent before, so it may have met what its own first attempt did"
+        told |= {"may_be_own": "true"}
+    message = _cut(text, MAX_MESSAGE_BYTES)
+    facts = {name: _cut(fact, MAX_FACT_BYTES) for name, fact in told.items()}
     details = _details(refusal, message)
     return _answer(CODES[type(refusal)], message, refusal.reason, facts, *details)
 
@@ -100,6 +118,7 @@ def _details(refusal: Refusal, message: str) -> list[Message]:
             refusals.PipelineBusy(subject)
             | refusals.PipelineLocked(subject)
             | refusals.PipelineNotLocked(subject)
+            | refusals.LockMismatch(subject)
             | refusals.NoKnownGood(subject)
         ):
             return [_precondition(refusal.reason, f"pipelines/{subject}", message)]

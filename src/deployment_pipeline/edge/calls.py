@@ -18,7 +18,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 
 from deployment_pipeline import call, logs
-from deployment_pipeline.edge import answers
+from deployment_pipeline.edge import answers, attempts
 from deployment_pipeline.refusals import InvalidFields, Overloaded, Refusal, ShuttingDown, Violation
 from dp.v1 import deployment_pipeline_pb2 as pb
 
@@ -40,7 +40,9 @@ class Calls:
     """The service's methods as gRPC gets them. Wrapped, not intercepted: gRPC asks an interceptor again for
     every call, at the price of several system calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, attempt_id_headers: Sequence[str]) -> None:
+        """attempt_id_headers: see `attempts.attempt`."""
+        self._attempt_id_headers = attempt_id_headers
         self._services: dict[str, dict[str, Handler]] = {}
         self._running = 0
         self._idle = asyncio.Event()
@@ -103,7 +105,7 @@ class Calls:
                 code, said = grpc.StatusCode.OK, _about(request, response, context)
                 return response
             except Exception as error:
-                answer, said = _explained(method, error)
+                answer, said = _explained(method, request, error)
                 code = answer.code
             # Not where the error is still being handled: it would live on as the context of AbortError.
             await _abort(context, answer)
@@ -129,7 +131,7 @@ class Calls:
                 code = grpc.StatusCode.OK
                 return
             except Exception as error:
-                answer, said = _explained(method, error)
+                answer, said = _explained(method, request, error)
                 code = answer.code
             await _abort(context, answer)
         finally:
@@ -137,7 +139,8 @@ class Calls:
 
     def _admit(self, method: str, request: object, context: Context) -> None:
         """Begin the call's time, and refuse what is not to be served."""
-        call.begin(context.time_remaining(), is_marked_repeat=_is_marked_repeat(context))
+        attempt = attempts.attempt(context.invocation_metadata() or (), self._attempt_id_headers)
+        call.begin(context.time_remaining(), attempt)
         if self._draining:
             raise ShuttingDown
         if self._running > MAX_CALLS:
@@ -158,24 +161,16 @@ class Calls:
             code=code.name,
             ms=round((time.perf_counter() - started) * 1000, 2),
             peer=context.peer(),
+            **_names(call.attempt()),
             **said,
         )
 
 
-def _is_marked_repeat(context: Context) -> bool:
-    """Whether gRPC's own retries, or Envoy's, sent this call before."""
-    for key, value in context.invocation_metadata() or ():
-        if key == "grpc-previous-rpc-attempts":
-            return True
-        if key == "x-envoy-attempt-count" and value != "1":
-            return True
-    return False
-
-
-def _explained(method: str, error: Exception) -> tuple[answers.Answer, Facts]:
+def _explained(method: str, request: object, error: Exception) -> tuple[answers.Answer, Facts]:
     """An error as its caller gets it, and as the log line has it."""
     if isinstance(error, Refusal):
-        answer = answers.of(error)
+        is_blind_repeat = call.attempt().is_repeat and not getattr(request, "request_id", "")
+        answer = answers.of(error, is_blind_repeat=is_blind_repeat)
         return answer, {"refusal": {"reason": error.reason, **answer.facts}}
     incident = uuid4().hex
     log.error("a bug", incident=incident, method=method, exc_info=error)
@@ -192,6 +187,14 @@ async def _abort(context: Context, answer: answers.Answer) -> None:
         # refusal. Nobody looks at its traceback after this step.
         asyncio.get_running_loop().call_soon(aborted.with_traceback, None)
         raise
+
+
+def _names(attempt: call.Attempt) -> Facts:
+    """What others call this call, for people who look for it in several logs."""
+    if attempt is call.UNMARKED:
+        return {}
+    said = {"attempt_id": attempt.id, "trace_id": attempt.trace_id, "retry": attempt.is_repeat}
+    return {name: value for name, value in said.items() if value}
 
 
 _STATUSES = {number: name for name, number in pb.DeploymentStatus.Status.items()}

@@ -276,6 +276,7 @@ def _lock(lock: Lock | None) -> pb.Lock | None:
     if lock is None or not lock.stands:
         return None
     return pb.Lock(
+        lock_no=lock.no,
         owner=lock.owner,
         reason=lock.reason,
         locked_at=_timestamp(lock.locked_at),

@@ -1,7 +1,7 @@
 """gRPC on one address: the service, health and reflection; how they begin and end."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -31,8 +31,10 @@ OPTIONS = (
 class Rpc:
     """Made and started on a running event loop."""
 
-    def __init__(self, engine: Engine, *, shares_port: bool, reflects: bool) -> None:
-        self._calls = Calls()
+    def __init__(
+        self, engine: Engine, *, shares_port: bool, reflects: bool, attempt_id_headers: Sequence[str]
+    ) -> None:
+        self._calls = Calls(attempt_id_headers)
         self._health = Health()
         # gRPC shares by default: a second server would silently take half of the calls.
         self._server = grpc.aio.server(options=(*OPTIONS, ("grpc.so_reuseport", int(shares_port))))

@@ -7,16 +7,20 @@ from deployment_pipeline.commands import (
     Command,
     CreatePipeline,
     DeploymentCommand,
+    LockPipeline,
     PipelineCommand,
     TriggerDeployment,
+    UnlockPipeline,
     UpdatePipeline,
 )
-from deployment_pipeline.model import MADE, Decision, Deployment, Outcome, Pipeline, Snapshot
+from deployment_pipeline.engine.admission import retry_without_token
+from deployment_pipeline.model import MADE, Decision, Deployment, Lock, Outcome, Pipeline, Snapshot
 from deployment_pipeline.refusals import (
     DeploymentEnded,
     DeploymentNotFound,
     DeploymentNotInProgress,
     InvalidFields,
+    LockMismatch,
     NoKnownGood,
     PipelineBusy,
     PipelineExists,
@@ -57,8 +61,11 @@ def busy(active: Deployment) -> PipelineBusy:
 
 
 def refusal(decision: Decision, asked: Command) -> Refusal:
-    if decision.outcome is Outcome.REQUEST_ID_REUSED:
+    if decision.outcome is Outcome.REQUEST_ID_REUSED and asked.request_id:
         return RequestIdReused(asked.request_id)
+    if decision.outcome in (Outcome.REQUEST_ID_REUSED, Outcome.RETRY_WITHOUT_TOKEN):
+        # Another attempt, with the same identity from a mesh.
+        return retry_without_token(asked)
     match asked:
         case DeploymentCommand():
             return _of_deployment(decision, asked)
@@ -92,8 +99,8 @@ def _of_pipeline(decision: Decision, asked: PipelineCommand | TriggerDeployment)
             return PipelineNotFound(name)
         case Outcome.PIPELINE_BUSY, _ if decision.deployment:
             return busy(decision.deployment)
-        case Outcome.PIPELINE_LOCKED, Pipeline(lock=lock) if lock:
-            return PipelineLocked(name, lock.owner, lock.reason, lock.locked_at, lock.expires_at)
+        case Outcome.PIPELINE_LOCKED | Outcome.LOCK_MISMATCH, Pipeline(lock=lock) if lock:
+            return _of_lock(decision.outcome, lock, asked)
         case Outcome.PIPELINE_NOT_LOCKED, _:
             return PipelineNotLocked(name)
         case Outcome.QUEUE_FULL, Pipeline() as found:
@@ -106,6 +113,13 @@ def _of_pipeline(decision: Decision, asked: PipelineCommand | TriggerDeployment)
             return InvalidFields([Violation("expires_at", "must be in the future")])
         case outcome, _:
             raise AssertionError(f"{asked} cannot end as {outcome}")
+
+
+def _of_lock(outcome: Outcome, lock: Lock, asked: PipelineCommand | TriggerDeployment) -> Refusal:
+    """By the lock that stands."""
+    if outcome is Outcome.LOCK_MISMATCH and isinstance(asked, LockPipeline | UnlockPipeline):
+        return LockMismatch(asked.name, lock.no, lock.owner, lock.reason, asked.lock_no)
+    return PipelineLocked(asked.pipeline, lock.no, lock.owner, lock.reason, lock.locked_at, lock.expires_at)
 
 
 def _differences(found: Pipeline, asked: CreatePipeline) -> Sequence[str]:

@@ -8,13 +8,15 @@ from deployment_pipeline.commands import (
     UpdatePipeline,
 )
 from deployment_pipeline.engine import outcomes
+from deployment_pipeline.engine.admission import Admission
 from deployment_pipeline.engine.finishing import Finishing
 from deployment_pipeline.model import Decision, Deployment, Pipeline, Snapshot
 from deployment_pipeline.postgres.changes import Changes
 
 
 class Pipelines:
-    def __init__(self, changes: Changes, finishing: Finishing) -> None:
+    def __init__(self, admission: Admission, changes: Changes, finishing: Finishing) -> None:
+        self._admission = admission
         self._changes = changes
         self._finishing = finishing
 
@@ -34,5 +36,5 @@ class Pipelines:
         return Snapshot((made.value, decision.deployment), made.replayed)
 
     async def _change(self, asked: PipelineCommand) -> Decision:
-        asked.check()
+        self._admission.check(asked)
         return await self._finishing.finish(self._changes.make(asked))

@@ -8,6 +8,7 @@ from uuid import UUID
 from deployment_pipeline import call
 from deployment_pipeline.commands import TriggerDeployment
 from deployment_pipeline.engine import outcomes
+from deployment_pipeline.engine.admission import Admission
 from deployment_pipeline.engine.finishing import Finishing
 from deployment_pipeline.engine.turns import Attempt, Turns
 from deployment_pipeline.guard.guard import Guard
@@ -15,8 +16,19 @@ from deployment_pipeline.guard.lease import Lease, Passage
 from deployment_pipeline.ids import deployment_id
 from deployment_pipeline.model import Decision, Deployment, OnBusy, Snapshot
 from deployment_pipeline.postgres.changes import Changes
-from deployment_pipeline.refusals import OutcomeUnknown, Overloaded, PipelineBusy, Refusal, RequestIdReused
+from deployment_pipeline.refusals import (
+    OutcomeUnknown,
+    Overloaded,
+    PipelineBusy,
+    Refusal,
+    RequestIdReused,
+    RetryWithoutToken,
+)
 from deployment_pipeline.states import Status
+
+# For how long a mesh's identity tells a repeat (dp_trigger), and as much as Redis's clock and Postgres's may
+# differ.
+ATTEMPTS_MS = 60_000 + 10_000
 
 
 class _Trigger(NamedTuple):
@@ -30,13 +42,28 @@ class _Trigger(NamedTuple):
         return self.asked.pipeline_name
 
     @property
-    def may_be_refused_by_redis(self) -> bool:
-        """What may wait, or may be a repeat, must ask Postgres in any case."""
-        return self.asked.on_busy is OnBusy.REJECT and not self.asked.request_id
+    def takes_refusals(self) -> bool:
+        """What may wait does not mind a busy pipeline."""
+        return self.asked.on_busy is OnBusy.REJECT
+
+    @property
+    def shares(self) -> bool:
+        """Others' refusals hold for it too. What may be a repeat must ask Postgres for its own answer."""
+        return self.takes_refusals and not self.asked.request_id and not call.attempt().id
+
+    def is_refused_by(self, passage: Passage) -> bool:
+        """Whether Redis's refusal is final for it. What has been active for longer than a mesh's identity
+        counts was not started by an earlier attempt."""
+        lease, now_ms = passage.refused_by, passage.t0_ms
+        if lease is None or now_ms is None:
+            return False
+        is_no_repeat = now_ms - lease.since.timestamp() * 1000 > ATTEMPTS_MS
+        return self.shares or (self.takes_refusals and not self.asked.request_id and is_no_repeat)
 
 
 class Triggers:
-    def __init__(self, changes: Changes, guard: Guard, finishing: Finishing) -> None:
+    def __init__(self, admission: Admission, changes: Changes, guard: Guard, finishing: Finishing) -> None:
+        self._admission = admission
         self._changes = changes
         self._guard = guard
         self._finishing = finishing
@@ -47,10 +74,10 @@ class Triggers:
         await self._turns.drain()
 
     async def trigger(self, asked: TriggerDeployment) -> Snapshot[Deployment]:
-        asked.check()
+        self._admission.check(asked)
         trigger = _Trigger(asked, deployment_id(asked.pipeline_name, asked.request_id))
         passage = await self._gate(trigger)
-        if passage.refused_by and trigger.may_be_refused_by_redis:
+        if passage.refused_by and trigger.is_refused_by(passage):
             raise _busy(trigger.pipeline, passage.refused_by)
         if not passage.refused_by and (made := await self._in_turn(trigger, passage)):
             return made
@@ -58,8 +85,7 @@ class Triggers:
         return await self._finishing.finish(self._make(trigger))
 
     async def _gate(self, trigger: _Trigger) -> Passage:
-        """What does not mind a busy pipeline has nothing to ask."""
-        if trigger.asked.on_busy is not OnBusy.REJECT:
+        if not trigger.takes_refusals:
             return Passage(None)
         return await self._guard.gate(trigger.pipeline, trigger.id)
 
@@ -69,7 +95,7 @@ class Triggers:
             return await self._turns.take(
                 trigger.pipeline,
                 partial(self._attempt, trigger, passage),
-                shares=trigger.may_be_refused_by_redis,
+                shares=trigger.shares,
                 patience_seconds=call.remaining(),
             )
         except TimeoutError as error:
@@ -82,7 +108,7 @@ class Triggers:
             passage = await self._gate(trigger)
         if passage.refused_by:
             busy = _busy(trigger.pipeline, passage.refused_by)
-            if trigger.may_be_refused_by_redis:
+            if trigger.is_refused_by(passage):
                 this.fail(busy, shared=True)
             else:
                 this.succeed(None, busy)
@@ -95,8 +121,8 @@ class Triggers:
             made = outcomes.deployment(decision, trigger.asked)
             this.succeed(made, outcomes.busy(active) if active else None)
         except Refusal as refusal:
-            about_us = isinstance(refusal, RequestIdReused | OutcomeUnknown)
-            is_theirs = trigger.asked.on_busy is OnBusy.REJECT and not about_us and call.remaining() > 0
+            about_us = isinstance(refusal, RequestIdReused | RetryWithoutToken | OutcomeUnknown)
+            is_theirs = trigger.takes_refusals and not about_us and call.remaining() > 0
             this.fail(refusal, shared=is_theirs)
         if active:
             await self._guard.fill(passage, active, trigger.id)

@@ -4,14 +4,15 @@ One round trip, and no row lock is ever held while this process is elsewhere. A 
 the function's arguments by name (p_version => …), so the release before can call a function with new ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import fields
 from datetime import datetime
 from types import NoneType
 from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
-from uuid import UUID
+from uuid import UUID, uuid4
 
-from deployment_pipeline import commands
-from deployment_pipeline.commands import Command, DeploymentCommand, PipelineCommand
+from deployment_pipeline import call, commands
+from deployment_pipeline.commands import Command
 from deployment_pipeline.ids import own_request_id
 from deployment_pipeline.model import Decision, OnBusy, Outcome
 from deployment_pipeline.postgres.reads import Reads
@@ -31,27 +32,31 @@ _SQL_TYPES: Sequence[tuple[type, str]] = (
 Part: TypeAlias = Shape[Any] | Column[Any]
 # What every function takes beside the command's fields.
 _FRAME = {"request_id": "text", "digest": "bytea"}
+# What those take beside it whose repeats a mesh can tell; see `_attempt`.
+_ATTEMPT = {"attempt_id": "text"}
 
 
 class Change:
-    """The statement of one kind of command. ids: what it takes beside the command's fields and the frame.
-    parts: the columns of its row, beside the outcome."""
+    """The statement of one kind of command. extra: the types of what it takes beside the command's fields and
+    the frame. parts: the columns of its row, beside the outcome."""
 
     def __init__(
         self,
         function: str,
         command: type[Command],
         parts: Mapping[str, Part],
-        *ids: str,
+        extra: Mapping[str, str] | None = None,
+        *,
         gathers: bool = False,
         **rows: str,
     ) -> None:
         self.gathers = gathers
-        self.ids = ids
-        self.fields = [name for name in get_type_hints(command) if name not in _FRAME]
+        self.extra = extra or {}
         self._parts = parts
-        types = {name: _sql_type(hint) for name, hint in get_type_hints(command).items()}
-        types |= dict.fromkeys(ids, "uuid") | _FRAME
+        hints = get_type_hints(command)
+        types = {field.name: _sql_type(hints[field.name]) for field in fields(command)}
+        self.fields = [name for name in types if name not in _FRAME]
+        types |= {**self.extra, **_FRAME}
         arguments = ", ".join(f"p_{name} => q.{name}" for name in (*types, "wait_ms"))
         columns = [
             part.columns(name if isinstance(part, Column) else f"({name})", **rows)
@@ -86,13 +91,15 @@ CHANGES: dict[type[Command], Change] = {
         "dp_trigger",
         commands.TriggerDeployment,
         {"deployment": QUEUEABLE, "pipeline": PIPELINE},
-        "id",
+        {"id": "uuid", **_ATTEMPT, "is_repeat": "boolean"},
         waiting="(waiting)",
         gathers=True,
     ),
-    commands.AdvanceStage: Change("dp_advance", commands.AdvanceStage, _DEPLOYMENT, gathers=True),
+    commands.AdvanceStage: Change("dp_advance", commands.AdvanceStage, _DEPLOYMENT, _ATTEMPT, gathers=True),
     commands.CancelDeployment: Change("dp_cancel", commands.CancelDeployment, _DEPLOYMENT, gathers=True),
-    commands.Rollback: Change("dp_rollback", commands.Rollback, _DEPLOYMENT, "redeploy_id", gathers=True),
+    commands.Rollback: Change(
+        "dp_rollback", commands.Rollback, _DEPLOYMENT, {"redeploy_id": "uuid"}, gathers=True
+    ),
 }
 
 
@@ -112,10 +119,10 @@ class Changes:
         change = CHANGES[type(asked)]
         values = {
             **{name: getattr(asked, name) for name in change.fields},
-            **dict.fromkeys(change.ids),
+            **_identity(asked),
+            **dict.fromkeys(change.extra),
+            **dict(_attempt(asked, change.extra)),
             **ids,
-            "request_id": asked.request_id or own_request_id(),
-            "digest": asked.digest() if asked.request_id else None,
         }
         # What ends many deployments at once keeps their rows locked: nobody shall share that.
         is_long = isinstance(asked, commands.TriggerDeployment) and asked.on_busy is OnBusy.SUPERSEDE
@@ -124,14 +131,24 @@ class Changes:
                 await self._statements.change(change.statement, values, alone=is_long or not change.gathers)
             )
         except Unconfirmed as error:
-            raise OutcomeUnknown(_subject(asked, ids), asked.request_id) from error
+            subject = f"deployment {ids['id']}" if "id" in ids else asked.subject
+            raise OutcomeUnknown(subject, asked.request_id) from error
 
 
-def _subject(asked: Command, ids: Mapping[str, UUID]) -> str:
-    match asked:
-        case DeploymentCommand():
-            return f"deployment {asked.deployment_id}"
-        case PipelineCommand():
-            return f"pipeline {asked.name}"
-        case _:
-            return f"deployment {ids['id']}"
+def _identity(asked: Command) -> dict[str, Any]:
+    """What the change is stored under, and what only a repeat of it has. Without a request_id both are this
+    call's own, and only the service's own repeat has them."""
+    if asked.request_id:
+        return {"request_id": asked.request_id, "digest": asked.digest()}
+    own = uuid4()
+    return {"request_id": own_request_id(str(own)), "digest": own.bytes}
+
+
+def _attempt(asked: Command, wanted: Container[str]) -> Iterator[tuple[str, Any]]:
+    """What it is stored under instead, so that other attempts at the same call find it (empty: nobody says
+    what belongs together), and whether it is known to be one. A caller's token says more than both."""
+    attempt = call.UNMARKED if asked.has_token else call.attempt()
+    if "attempt_id" in wanted:
+        yield "attempt_id", attempt.id and own_request_id(f"{attempt.id}-{asked.digest().hex()}")
+    if "is_repeat" in wanted:
+        yield "is_repeat", attempt.is_repeat

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
+from deployment_pipeline.ids import OWN_REQUEST_ID
 from deployment_pipeline.model import CauseCode, Deployment, Lock, LoggedEvent, Pipeline, StageState, Waiting
 from deployment_pipeline.states import EventType, Status
 
@@ -78,6 +79,7 @@ _DEPLOYMENT: dict[str, Callable[[Any], Any]] = {
 LOCK = Shape(
     Lock,
     columns={
+        "no": "coalesce({row}.lock_no, 0)",
         "owner": "{row}.lock_owner",
         "reason": "{row}.lock_reason",
         "expires_at": "{row}.lock_expires_at",
@@ -93,7 +95,10 @@ STAGE_STATE = Shape(StageState)
 EVENT = Shape(
     LoggedEvent,
     # The service's own request ids are nobody's business.
-    columns={"request_id": "CASE WHEN {row}.request_digest IS NOT NULL THEN {row}.request_id END"},
+    columns={
+        "request_id": "CASE WHEN NOT starts_with({row}.request_id, "
+        f"'{OWN_REQUEST_ID}') THEN {{row}}.request_id END"
+    },
     read={"type": EventType, "from_status": Status, "to_status": Status},
 )
 STARTED = Column[UUID | None]()

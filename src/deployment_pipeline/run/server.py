@@ -31,9 +31,14 @@ async def running(settings: Settings, *, shares_port: bool = False) -> AsyncIter
         guard = Guard(settings.redis_url, installation.id, settings.lease_ms, settings.max_batch)
         stack.push_async_callback(guard.close)
         await guard.open()
-        engine = Engine(postgres, guard, installation.page_token_key)
+        engine = Engine(postgres, guard, installation.page_token_key, requires_tokens=settings.require_tokens)
         stack.push_async_callback(engine.close)
-        rpc = Rpc(engine, shares_port=shares_port, reflects=settings.reflection)
+        rpc = Rpc(
+            engine,
+            shares_port=shares_port,
+            reflects=settings.reflection,
+            attempt_id_headers=settings.attempt_id_headers.split(","),
+        )
         if not shares_port:
             listening.check(settings.listen)
         try:

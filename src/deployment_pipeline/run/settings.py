@@ -17,6 +17,7 @@ MAX_PORT = 65535
 _OF_A_SERVICE = re.compile(
     r"DP_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
+_HEADER = re.compile(r"[a-z0-9_.-]+")
 # What may be shown of a store's URL: nothing that could hold a secret.
 _HOSTS = re.compile(r"([\w.,-]|%\w\w|\[[\w:.]*\]|:\d+)*")
 _SHOWN_OPTIONS = ("host", "port", "dbname")
@@ -33,6 +34,13 @@ def _host_and_port(value: str) -> str:
     if int(port) > MAX_PORT:
         raise ValueError(f"must have a port of 0 to {MAX_PORT}")
     return value
+
+
+def _headers(value: str) -> str:
+    names = [name.strip().lower() for name in value.split(",") if name.strip()]
+    if not all(_HEADER.fullmatch(name) for name in names):
+        raise ValueError("must be names of metadata, separated by commas, like x-request-id; empty: none")
+    return ",".join(names)
 
 
 def _url(*schemes: str) -> AfterValidator:
@@ -79,6 +87,14 @@ class Settings(BaseSettings):
         ge=0,
         le=3000,
         description="for how long to go on serving after health says NOT_SERVING, in milliseconds",
+    )
+    require_tokens: bool = Field(
+        False,
+        description="refuse changes without request_id or another field that makes a repeat harmless",
+    )
+    attempt_id_headers: Annotated[str, AfterValidator(_headers)] = Field(
+        "x-request-id",
+        description="metadata in which proxies send the same value with every attempt, comma-separated",
     )
     reflection: bool = Field(True, description="serve gRPC reflection")
     log_level: Annotated[

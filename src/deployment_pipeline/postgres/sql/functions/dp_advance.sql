@@ -1,14 +1,17 @@
 -- Move a deployment to its next stage, or from the last one to COMPLETED, which starts the next in line
--- (`started`). Outcomes: OK, STAGE_MISMATCH, DEPLOYMENT_NOT_IN_PROGRESS, and those of dp_find_deployment.
+-- (`started`). p_attempt_id is what other attempts at the same call are stored under, if a mesh says what belongs
+-- together: REQUEST_ID_REUSED says that one was made. Outcomes: OK, STAGE_MISMATCH, DEPLOYMENT_NOT_IN_PROGRESS,
+-- and those of dp_find_deployment.
 CREATE OR REPLACE FUNCTION dp_advance(
     p_deployment_id uuid, p_expected_stage text, p_reason text,
-    p_request_id text, p_digest bytea, p_wait_ms integer
+    p_request_id text, p_digest bytea, p_wait_ms integer, p_attempt_id text DEFAULT ''
 ) RETURNS TABLE (outcome text, deployment dp_deployments, started uuid) LANGUAGE plpgsql AS $$
 DECLARE
     v_found record;
     v_at timestamptz;
     v_stage text;
 BEGIN
+    p_request_id := coalesce(nullif(p_attempt_id, ''), p_request_id);
     SELECT * INTO v_found FROM dp_find_deployment(p_deployment_id, p_request_id, p_digest, p_wait_ms);
     outcome := v_found.outcome;
     deployment := v_found.deployment;

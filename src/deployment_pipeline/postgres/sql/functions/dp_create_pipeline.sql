@@ -1,5 +1,5 @@
--- Define a pipeline. Outcomes: OK, REPLAYED (it exists with this definition, or this request made it),
--- REQUEST_ID_REUSED, PIPELINE_EXISTS.
+-- Define a pipeline. Outcomes: OK (also if it exists with this definition, and then nothing is stored), REPLAYED
+-- (this request made it), REQUEST_ID_REUSED, PIPELINE_EXISTS.
 CREATE OR REPLACE FUNCTION dp_create_pipeline(
     p_name text, p_stages text[], p_description text, p_labels jsonb, p_max_pending bigint,
     p_request_id text, p_digest bytea, p_wait_ms integer
@@ -31,7 +31,7 @@ BEGIN
     outcome := CASE
         WHEN v_event.request_id IS NOT NULL THEN dp_repeat(v_event, p_digest)
         WHEN (pipeline.stages, pipeline.description, pipeline.labels, pipeline.max_pending)
-            IS NOT DISTINCT FROM (p_stages, p_description, p_labels, p_max_pending) THEN 'REPLAYED'
+            IS NOT DISTINCT FROM (p_stages, p_description, p_labels, p_max_pending) THEN 'OK'
         ELSE 'PIPELINE_EXISTS' END;
     RETURN NEXT;
 END

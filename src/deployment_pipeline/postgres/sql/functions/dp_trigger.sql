@@ -1,14 +1,19 @@
 -- Start a deployment, or let it wait: p_on_busy is REJECT, QUEUE or SUPERSEDE. Outcomes: OK, REPLAYED (with
 -- the deployment that this request made), REQUEST_ID_REUSED, PIPELINE_NOT_FOUND, PIPELINE_BUSY (with the
--- deployment in the way), PIPELINE_LOCKED and QUEUE_FULL (with the pipeline), MUST_WAIT (for the row lock,
--- with a p_wait_ms below 0).
+-- deployment in the way), RETRY_WITHOUT_TOKEN, PIPELINE_LOCKED and QUEUE_FULL (with the pipeline), MUST_WAIT (for
+-- the row lock, with a p_wait_ms below 0).
+--
+-- p_attempt_id is what other attempts at the same call are stored under, if a mesh says what belongs together. It
+-- tells a repeat for 60 seconds, and until what it started has ended: later, the same identity means a new call.
+-- p_is_repeat: it is known to be one, so if its first attempt is not found, it starts nothing.
 --
 -- It looks twice. First without a lock, so that a refused trigger writes nothing and takes no transaction id;
 -- then, if there seemed to be a place, under the pipeline's row lock, where what it sees is final: each
 -- statement of a function sees what was committed while it waited.
 CREATE OR REPLACE FUNCTION dp_trigger(
     p_id uuid, p_pipeline_name text, p_version text, p_on_busy text, p_labels jsonb, p_reason text,
-    p_request_id text, p_digest bytea, p_wait_ms integer
+    p_request_id text, p_digest bytea, p_wait_ms integer,
+    p_attempt_id text DEFAULT '', p_is_repeat boolean DEFAULT false
 ) RETURNS TABLE (outcome text, deployment dp_deployments, pipeline dp_pipelines, waiting dp_waiting)
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -17,6 +22,13 @@ DECLARE
     v_promoted integer := 0;
     v_at timestamptz;
 BEGIN
+    IF p_attempt_id <> '' AND NOT EXISTS (
+        SELECT FROM dp_events e JOIN dp_deployments d ON d.id = e.deployment_id
+        WHERE e.pipeline_name = p_pipeline_name AND e.request_id = p_attempt_id AND e.request_digest <> p_digest
+          AND (d.completed_at IS NOT NULL OR d.created_at < clock_timestamp() - interval '60 seconds'))
+    THEN
+        p_request_id := p_attempt_id;
+    END IF;
     FOR v_look IN 1..2 LOOP
         IF v_look = 2 THEN
             PERFORM dp_row_lock(p_pipeline_name, p_wait_ms);
@@ -42,7 +54,7 @@ BEGIN
         deployment := v_found.active;
 
         IF v_found.repeat IS NOT NULL THEN
-            outcome := v_found.repeat;
+            outcome := CASE WHEN p_request_id = p_attempt_id THEN 'REPLAYED' ELSE v_found.repeat END;
             IF outcome = 'REPLAYED' THEN
                 -- Said under the lock only: its commit waits for a standby as the first one's did.
                 CONTINUE WHEN v_look = 1;
@@ -64,6 +76,7 @@ BEGIN
         outcome := CASE
             WHEN pipeline.name IS NULL THEN 'PIPELINE_NOT_FOUND'
             WHEN v_busy AND p_on_busy = 'REJECT' THEN 'PIPELINE_BUSY'
+            WHEN p_is_repeat THEN 'RETRY_WITHOUT_TOKEN'
             WHEN dp_is_locked(pipeline, v_at) THEN 'PIPELINE_LOCKED'
             WHEN NOT v_busy THEN 'OK'
             WHEN p_on_busy = 'QUEUE' AND v_found.pending - v_promoted >= pipeline.max_pending THEN 'QUEUE_FULL'
@@ -76,6 +89,9 @@ BEGIN
     END LOOP;
 
     IF NOT v_busy THEN
+        IF pipeline.locked_at IS NOT NULL THEN
+            PERFORM dp_clear_lock(p_pipeline_name);
+        END IF;
         deployment := dp_open_deployment(
             p_id => p_id, p_pipeline => p_pipeline_name, p_status => 'IN_PROGRESS', p_version => p_version,
             p_labels => p_labels, p_at => v_at, p_reason => p_reason,

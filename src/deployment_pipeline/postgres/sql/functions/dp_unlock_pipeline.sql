@@ -1,12 +1,15 @@
--- Lift a pipeline's lock; with p_start_next, also start the head of the line if the slot is free (which is
+-- Lift a pipeline's lock: that of p_lock_no or, without one, only one of p_owner's (the release before passes NULL,
+-- and lifts any). With p_start_next, also start the head of the line if the slot is free (which is
 -- allowed without a lock: a line that waited behind an expired one). Outcomes: OK, REPLAYED,
--- REQUEST_ID_REUSED, PIPELINE_NOT_FOUND, PIPELINE_NOT_LOCKED. `deployment` is what started.
+-- REQUEST_ID_REUSED, PIPELINE_NOT_FOUND, PIPELINE_NOT_LOCKED, LOCK_MISMATCH (another lock stands). `deployment` is what started.
 CREATE OR REPLACE FUNCTION dp_unlock_pipeline(
-    p_name text, p_reason text, p_start_next boolean, p_request_id text, p_digest bytea, p_wait_ms integer
+    p_name text, p_reason text, p_start_next boolean, p_request_id text, p_digest bytea, p_wait_ms integer,
+    p_lock_no bigint DEFAULT 0, p_owner text DEFAULT NULL
 ) RETURNS TABLE (outcome text, pipeline dp_pipelines, deployment dp_deployments) LANGUAGE plpgsql AS $$
 DECLARE
     v_event dp_events;
     v_resumes boolean;
+    v_stands boolean;
     v_at timestamptz;
 BEGIN
     SELECT * INTO pipeline FROM dp_row_lock(p_name, p_wait_ms);
@@ -15,15 +18,17 @@ BEGIN
         AND NOT EXISTS (SELECT FROM dp_deployments WHERE pipeline_name = p_name AND status = 'IN_PROGRESS')
         AND EXISTS (SELECT FROM dp_deployments WHERE pipeline_name = p_name AND status = 'PENDING');
     v_at := clock_timestamp();
+    v_stands := dp_is_locked(pipeline, v_at);
     outcome := CASE
         WHEN pipeline.name IS NULL THEN 'PIPELINE_NOT_FOUND'
         WHEN v_event.request_id IS NOT NULL THEN dp_repeat(v_event, p_digest)
-        WHEN dp_is_locked(pipeline, v_at) OR v_resumes THEN 'OK'
+        WHEN v_stands AND p_lock_no > 0 AND pipeline.lock_no IS DISTINCT FROM p_lock_no THEN 'LOCK_MISMATCH'
+        WHEN v_stands AND p_lock_no = 0 AND pipeline.lock_owner <> p_owner THEN 'LOCK_MISMATCH'
+        WHEN v_stands OR v_resumes THEN 'OK'
         ELSE 'PIPELINE_NOT_LOCKED' END;
     IF outcome = 'OK' THEN
-        UPDATE dp_pipelines SET
-            lock_reason = NULL, lock_owner = NULL, locked_at = NULL, lock_expires_at = NULL
-        WHERE name = p_name RETURNING * INTO pipeline;
+        PERFORM dp_clear_lock(p_name);
+        SELECT * INTO pipeline FROM dp_pipelines WHERE name = p_name;
         PERFORM dp_append_event(
             p_pipeline => p_name, p_type => 'UNLOCK', p_at => v_at, p_reason => p_reason,
             p_request_id => p_request_id, p_digest => p_digest);
