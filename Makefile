@@ -9,9 +9,10 @@ BENCH_READY := $(VENV)/.bench-ready
 PROTO := protos/dp/v1/deployment_pipeline.proto
 UV_VERSION := 0.13.9
 SEEDS ?= 3
+CALLS ?= 200
 
 .DEFAULT_GOAL := help
-.PHONY: help run test proof bench bench-quick check lint types verify proto docs baseline release lock reset clean
+.PHONY: help run test proof mesh bench bench-quick check lint types verify proto docs baseline release lock reset clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -25,6 +26,10 @@ test: $(READY) ## Run all tests on real stores (DP_TEST_DATABASE_URL, DP_TEST_RE
 proof: $(READY) ## Everything that is done to break it, SEEDS=n of each fault; prints a table (long)
 	DP_TEST_SEEDS=$(SEEDS) DP_TEST_SCHEDULES=3000 DP_TEST_EXAMPLES=1000 $(BIN)/python -m pytest tests/model tests/faults tests/acceptance/test_races.py \
 		-m 'proof or not proof'
+
+mesh: $(READY) ## Behind real proxies, CALLS=n of each kind; needs haproxy, nginx and pgbouncer; prints tables (long)
+	@PYTHONPATH=tests $(BIN)/python -m support.mesh.programs
+	DP_TEST_CALLS=$(CALLS) $(BIN)/python -m pytest tests/mesh -m mesh
 
 bench: $(BENCH_READY) ## How fast it is beside what limits it; writes benchmarks/results/latest.* (long)
 	$(BIN)/python -m benchmarks

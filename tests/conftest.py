@@ -17,9 +17,12 @@ import redis as redis_client
 from deployment_pipeline.guard import redis as guard_redis
 from deployment_pipeline.run.server import running
 from deployment_pipeline.run.settings import Settings
+from support import servers
 from support import stores as support_stores
 from support.clients import Client, ReflectionClient, TypedClient
+from support.mesh.report import REPORT
 from support.rig import Rig, rig
+from support.servers import Server
 from support.stores import RedisKey, Stores, redis_keys
 from support.table import NOTES, TABLE
 
@@ -61,6 +64,13 @@ async def server(settings: Settings) -> AsyncIterator[str]:
     """A server's address."""
     async with running(settings) as port:
         yield f"127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def replicas(stores: Stores) -> Iterator[list[Server]]:
+    """Two servers in processes of their own, with their addresses, to be stopped and started."""
+    with servers.replicas(stores) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")
@@ -129,5 +139,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterat
         write("|---|---|---|---|---|")
         for name, line in TABLE.items():
             write(f"| {name} | {line.seeds} | {line.calls} | {line.reached} | {line.violations} |")
-    for note in NOTES:
+    for note in [*NOTES, *REPORT.lines()]:
         terminalreporter.write_line(note)

@@ -4,8 +4,6 @@ By others of this release, and by those of the release before and back.
 """
 
 import asyncio
-import json
-import re
 import socket
 import time
 from pathlib import Path
@@ -13,20 +11,15 @@ from pathlib import Path
 import grpc
 import pytest
 
-from support.clients import Refused, TypedClient
+from support.clients import Refused, TypedClient, published_config
 from support.releases import unpack
 from support.servers import server
-from support.stores import ROOT, Stores
+from support.stores import Stores
 
 CALLERS = 8
 STOPS = 4
 # Before the next one stops, clients must have found this one again: they wait a second or more between tries.
 READY_SECONDS = 3.0
-
-
-def published_config() -> str:
-    [text] = re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "clients.md").read_text(), re.DOTALL)
-    return json.dumps(json.loads(text))
 
 
 def two_ports() -> list[int]:

@@ -5,6 +5,8 @@ other than OK comes as a `Refused`.
 """
 
 import asyncio
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from dp.v1 import deployment_pipeline_pb2 as pb
 from dp.v1 import deployment_pipeline_pb2_grpc as pb_grpc
+from support.stores import ROOT
 
 SERVICE = "dp.v1.DeploymentPipeline"
 TIMEOUT_SECONDS = 20
@@ -166,3 +169,9 @@ class ReflectionClient(Client):
         described = self._service.methods_by_name[method]
         request: Message = message_factory.GetMessageClass(described.input_type)(**fields)
         return request, message_factory.GetMessageClass(described.output_type).FromString
+
+
+def published_config() -> str:
+    """The service config of docs/clients.md."""
+    [text] = re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "clients.md").read_text(), re.DOTALL)
+    return json.dumps(json.loads(text))

@@ -142,6 +142,13 @@ async def _first_end(*pumps: Coroutine[None, None, None]) -> None:
 async def _proxy(split: Split, upstream: str | tuple[str, int]) -> AsyncIterator[Proxy]:
     proxy = Proxy(split)
     proxy.upstream = upstream
+    async with serving(proxy):
+        yield proxy
+
+
+@contextlib.asynccontextmanager
+async def serving(proxy: Proxy) -> AsyncIterator[None]:
+    """Let the proxy carry connections, at the address that it then has, until the context ends."""
     connections: set[asyncio.Task[None]] = set()
 
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -171,7 +178,7 @@ async def _proxy(split: Split, upstream: str | tuple[str, int]) -> AsyncIterator
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     proxy.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
-        yield proxy
+        yield
     finally:
         server.close()
         proxy.black_hole = False

@@ -67,3 +67,13 @@ def server(
     finally:
         if running.process.poll() is None:
             running.stop(signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def replicas(stores: Stores) -> Iterator[list[Server]]:
+    """Two servers, which have their addresses again when they are started again."""
+    quiet = {"DP_LOG_LEVEL": "error"}
+    with server(stores, quiet) as one, server(stores, quiet) as other:
+        for replica in (one, other):
+            replica.settings["DP_LISTEN"] = replica.address
+        yield [one, other]
