@@ -1,6 +1,5 @@
 """The calls whose repeats could do harm: with what they carry against it, and what became of them."""
 
-import re
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ STAGES = ["build", "test", "deploy"]
 REASON = "the call"
 # Refusals that say that nothing happened, and that the call may be made again.
 TROUBLE = {"STORE_UNAVAILABLE", "OVERLOADED", "SHUTTING_DOWN"}
-SAYS_IT_MAY_BE_ITS_OWN = re.compile(r"\bown\b|\bfirst attempt\b")
+# How a call is refused that is carried out only if things are still as it says.
+COMPARED = {"STAGE_MISMATCH", "LOCK_MISMATCH", "PIPELINE_NOT_LOCKED"}
 
 
 class Verdict(StrEnum):
@@ -24,9 +24,11 @@ class Verdict(StrEnum):
     # Two deployments, two stages, or two locks.
     TWICE = "carried out twice"
     # Refused because of what itself has done, and its caller was not told that it may be so.
-    ITSELF = "refused by itself"
+    ITSELF = "refused because of itself"
     # The same, and its caller was told.
     TOLD = "told that it may be itself"
+    # Refused by what it carries, a stage or a lock that its first attempt left.
+    MISMATCH = "mismatch"
     MARKED = "RETRY_WITHOUT_TOKEN"
     # The connection broke, and so says the answer: its caller knows that anything may have happened.
     BROKEN = "connection broken"
@@ -51,6 +53,8 @@ class Change:
     is_safe: bool = False
     # Whether the service recognises it by a mesh's x-request-id.
     knows_identity: bool = True
+    # Who locks the pipeline next; our own locks have no owner, unless the call names one.
+    rival: str = ""
 
     @property
     def name(self) -> str:
@@ -83,10 +87,22 @@ async def _locked(client: Client, name: str) -> Fields:
     return {"name": name}
 
 
-async def lock_next(client: Client, name: str) -> None:
-    """Somebody else locks it, as soon as nobody does."""
+async def _locked_by_us(client: Client, name: str) -> Fields:
+    await _pipeline(client, name)
+    await client.call("LockPipeline", name=name, reason="ours", owner="us")
+    return {"name": name, "owner": "us"}
+
+
+async def _numbered(client: Client, name: str) -> Fields:
+    await _pipeline(client, name)
+    pipeline = await client.call("LockPipeline", name=name, reason="ours")
+    return {"name": name, "lock_no": pipeline.lock.lock_no}
+
+
+async def lock_next(client: Client, name: str, owner: str) -> None:
+    """Somebody else locks it, if nobody does."""
     try:
-        await client.call("LockPipeline", name=name, reason="theirs")
+        await client.call("LockPipeline", name=name, reason="theirs", owner=owner)
     except Refused as refused:
         assert refused.reason == "PIPELINE_LOCKED"  # noqa: PT017
 
@@ -117,6 +133,8 @@ CHANGES = [
     with_request_id(ADVANCE),
     with_request_id(UNLOCK),
     Change("advance", "AdvanceStage", _expecting, "expected_stage", is_safe=True),
+    Change("unlock", "UnlockPipeline", _locked_by_us, "owner", is_safe=True, rival="them"),
+    Change("unlock", "UnlockPipeline", _numbered, "lock_no", is_safe=True),
 ]
 
 
@@ -125,7 +143,7 @@ def is_final(result: Answer | Refused) -> bool:
     return isinstance(result, Answer) or ("ErrorInfo" in result.details and result.reason not in TROUBLE)
 
 
-def judge(result: Answer | Refused, done: int) -> Verdict:
+def judge(change: Change, result: Answer | Refused, done: int) -> Verdict:
     """done: how many times the call was carried out."""
     if done > 1:
         return Verdict.TWICE
@@ -137,4 +155,6 @@ def judge(result: Answer | Refused, done: int) -> Verdict:
         return Verdict.MARKED
     if not done:
         return Verdict.NOT_DONE
-    return Verdict.TOLD if SAYS_IT_MAY_BE_ITS_OWN.search(result.message) else Verdict.ITSELF
+    if "may_be_own" in result.facts:
+        return Verdict.TOLD
+    return Verdict.MISMATCH if change.carries and result.reason in COMPARED else Verdict.ITSELF

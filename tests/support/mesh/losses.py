@@ -62,21 +62,25 @@ class LosingProxy(Proxy):
 
 
 class Losses:
-    """Of one run. rate: how many of the answers are lost, from 0 to 1."""
+    """Of one run. rate: how many of the answers are lost, from 0 to 1. Between two of them there are at most
+    twice as many answers as on average."""
 
     def __init__(self, rate: float, rng: random.Random) -> None:
         self.rate = rate
         self._rng = rng
+        self._until_next = 1
         self.count = 0
         # Awaited when an answer is lost and nobody has noticed yet.
         self.before_each: Callable[[], Awaitable[None]] = nothing
 
     async def next_is_lost(self) -> bool:
-        lost = self._rng.random() < self.rate
-        if lost:
-            self.count += 1
-            await self.before_each()
-        return lost
+        self._until_next -= 1
+        if self._until_next:
+            return False
+        self._until_next = self._rng.randint(1, round(2 / self.rate) - 1)
+        self.count += 1
+        await self.before_each()
+        return True
 
     def break_off(self, writer: asyncio.StreamWriter) -> None:
         if self._rng.random() < 0.5:

@@ -50,7 +50,7 @@ class Traffic:
         under_way: set[str] = set()
 
         async def somebody_locks() -> None:
-            await asyncio.gather(*(lock_next(self.direct, pipeline) for pipeline in under_way))
+            await asyncio.gather(*(lock_next(self.direct, pipeline, change.rival) for pipeline in under_way))
 
         async def caller() -> None:
             async with self._client() as client:
@@ -69,7 +69,7 @@ class Traffic:
         await asyncio.gather(*(caller() for _ in range(CALLERS)))
         self.losses.before_each = nothing
         done = self._carried_out(list(results))
-        verdicts = Counter(judge(result, done[name]) for name, result in results.items())
+        verdicts = Counter(judge(change, result, done[name]) for name, result in results.items())
         return Tally(self.losses.count - before, verdicts)
 
     @contextlib.asynccontextmanager
@@ -94,9 +94,9 @@ def broken_promises(route: Route, change: Change, tally: Tally) -> Iterator[str]
     what = f"{change.name}: {dict(tally.verdicts)}, {tally.lost} answers lost"
     if not tally.lost:
         yield f"no answer got lost: {what}"
-    if route.protects(change) and any(tally.verdicts[verdict] for verdict in HARM):
+    if route.protects(change) and tally.verdicts.keys() & HARM:
         yield f"harm was done: {what}"
-    if change.carries and tally.verdicts.keys() - {Verdict.RIGHT, Verdict.TOLD}:
-        yield f"a caller that repeats with its token is answered: {what}"
     if change.carries == "request_id" and tally.verdicts.keys() - {Verdict.RIGHT}:
-        yield f"a request_id makes it right: {what}"
+        yield f"a request_id makes everything right: {what}"
+    if change.carries and tally.verdicts.keys() & {Verdict.BROKEN, Verdict.NOT_DONE}:
+        yield f"a caller that may send it again is answered: {what}"
