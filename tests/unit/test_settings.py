@@ -1,4 +1,5 @@
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +85,110 @@ def test_the_printed_settings_can_be_read_by_a_shell() -> None:
     given = Settings(database_url="postgresql:///dp?host=/tmp/a b&port=1")
     lines = [line for line in _config(given) if not line.startswith("#")]
     assert shlex.split(" ".join(lines))[1] == "DP_DATABASE_URL=postgresql:///dp?host=/tmp/a b&port=1"
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("DP_DATABASE_URL", "postgresql://u:s3/cret@db/dp"),
+        ("DP_DATABASE_URL", "postgresql://u:s3@cret@db/dp"),
+        ("DP_DATABASE_URL", "postgresql://u:5/s3cret@db/dp"),
+        ("DP_DATABASE_URL", "postgresql://u:s3cret/dp"),
+        ("DP_DATABASE_URL", "postgresql://u:s3cret@db/dp\nand more"),
+        ("DP_REDIS_URL", "redis://:s3/cret@redis"),
+        ("DP_REDIS_URL", "redis://:s3?cret@redis"),
+        ("DP_REDIS_URL", "redis://redis:s3cret"),
+    ],
+)
+def test_a_url_in_which_a_password_may_be_taken_for_something_else_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, url: str
+) -> None:
+    monkeypatch.setenv(name, url)
+    with pytest.raises(InvalidSettings, match=f"^{name}: must ") as error:
+        settings.load()
+    assert "s3" not in str(error.value)
+    assert "cret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:s3%2Fcret@db:5432,[::1]:5433/dp?sslmode=require",
+        "postgresql://u:s3?cr#et@db/dp",  # libpq takes everything up to the @
+        "postgresql://%2Ftmp%2Fsockets/dp",
+        "postgresql:///dp?host=/tmp&user=a@b",
+        "postgresql://",
+    ],
+)
+def test_a_url_that_libpq_reads_as_it_was_meant_is_taken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("DP_DATABASE_URL", url)
+    assert settings.load().database_url == url
+
+
+@pytest.mark.parametrize("value", ["TRUE", "True", "yes", "ON", "1"])
+def test_true_may_be_written_in_many_ways(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("DP_PREPARE", "false")
+    assert settings.load().prepare is False
+    monkeypatch.setenv("DP_PREPARE", value)
+    assert settings.load().prepare is True
+
+
+URL = "postgresql://u:s3cret@db/dp"
+
+
+@pytest.fixture
+def secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that DP_DATABASE_URL_FILE names."""
+    file = tmp_path / "url"
+    file.write_text(f"{URL}\n")
+    file.chmod(0o640)
+    monkeypatch.setenv("DP_DATABASE_URL_FILE", str(file))
+    return file
+
+
+def test_a_secret_may_be_in_a_file(secret: Path) -> None:
+    loaded = settings.load()
+    assert loaded.database_url == URL
+    assert settings.exposed_files() == []
+    assert f"DP_DATABASE_URL_FILE={secret}" in _config(loaded)
+    assert "s3cret" not in "".join(_config(loaded))
+
+
+def test_a_secret_that_everybody_can_read_is_told(secret: Path) -> None:
+    secret.chmod(0o644)
+    assert settings.load().database_url == URL
+    assert settings.exposed_files() == [str(secret)]
+
+
+def test_only_what_was_changed_goes_into_a_workers_environment(secret: Path) -> None:
+    loaded = settings.load()
+    changed = loaded.model_copy(update={"redis_url": "unix:///tmp/redis.sock"})
+    assert settings.environment(changed, loaded) == {"DP_REDIS_URL": "unix:///tmp/redis.sock"}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        ("", "is empty"),
+        ("\n\n", "is empty"),
+        (f"{URL}\n\n", "must be one line"),
+        ("mysql://u:s3cret@db", "must be a URL that begins with postgresql://"),
+        (b"\xff\xfe", "cannot be read: it is not UTF-8"),
+    ],
+)
+def test_a_file_that_holds_no_url_is_reported(secret: Path, text: str | bytes | None, problem: str) -> None:
+    if text is None:
+        secret.unlink()
+    else:
+        secret.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InvalidSettings, match=rf"^DP_DATABASE_URL_FILE: .*{problem}") as error:
+        settings.load()
+    assert "s3cret" not in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_value_and_a_file_are_too_many(secret: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DP_DATABASE_URL", URL)
+    with pytest.raises(InvalidSettings, match=r"^DP_DATABASE_URL_FILE: DP_DATABASE_URL is set, too"):
+        settings.load()

@@ -52,6 +52,12 @@ def main() -> None:
         help="start a private Postgres and Redis for those that are not set; for a first try only",
     )
     serve.add_argument(
+        "--no-migrate",
+        dest="migrates",
+        action="store_false",
+        help="change no schema, and refuse one that is not this release's",
+    )
+    serve.add_argument(
         "--workers",
         type=_count,
         default=1,
@@ -82,10 +88,11 @@ def main() -> None:
         config = settings.load()
         match arguments.command:
             case "serve":
-                _serve(config, arguments.embedded, arguments.workers)
+                _serve(config, arguments.embedded, arguments.workers, migrates=arguments.migrates)
             case "worker":
                 _worker(config, arguments.number, arguments.lifeline)
             case "migrate":
+                _log(config)
                 _migrate(config, finish=arguments.finish, force=arguments.force)
                 print(f"the database has this release's schema{', finished' if arguments.finish else ''}")
             case "healthcheck":
@@ -116,18 +123,20 @@ def _report(problem: str) -> int:
 # ruff: noqa: PLC0415
 
 
-def _serve(config: Settings, embedded: bool, count: int) -> None:
-    from deployment_pipeline import logs
+def _serve(config: Settings, embedded: bool, count: int, *, migrates: bool) -> None:
     from deployment_pipeline.run import server, workers
 
     # Until the event loop takes them over, these end the process as Ctrl-C does: stores are stopped.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
-    logs.configure(config.log_level)
+    _log(config)
     with _embedded_stores(config) if embedded else contextlib.nullcontext(config) as complete:
         _need(complete, "database_url", "redis_url")
-        # An embedded Postgres has this one server: there is no other replica to wait for.
-        _migrate(complete, finish=embedded and not config.database_url)
+        if migrates:
+            # An embedded Postgres has this one server: there is no other replica to wait for.
+            _migrate(complete, finish=embedded and not config.database_url)
+        else:
+            _check(complete)
 
         def ready(port: int) -> None:
             _announce(complete, port, embedded)
@@ -136,7 +145,8 @@ def _serve(config: Settings, embedded: bool, count: int) -> None:
             if count == 1:
                 _run(server.serve(complete, ready))
             else:
-                environment = {**os.environ, **settings.environment(complete)}
+                # Workers read the settings themselves: no secret goes from a file into an environment.
+                environment = {**os.environ, **settings.environment(complete, config)}
                 _run(workers.supervise(count, complete.listen, environment, ready))
 
 
@@ -157,6 +167,7 @@ def _alive(lifeline: int) -> None:
 @contextlib.contextmanager
 def _unusable_explained() -> Iterator[None]:
     """What keeps a server from serving, as a text for the person at the terminal."""
+    from deployment_pipeline.postgres import CannotUse
     from deployment_pipeline.refusals import StoreUnavailable
     from deployment_pipeline.run.listening import CannotListen
     from deployment_pipeline.run.workers import CannotStart
@@ -165,7 +176,7 @@ def _unusable_explained() -> Iterator[None]:
         yield
     except StoreUnavailable:
         raise Unusable("Postgres does not answer at DP_DATABASE_URL") from None
-    except CannotListen as error:
+    except (CannotUse, CannotListen) as error:
         raise Unusable(str(error)) from None
     except CannotStart:
         raise Unusable("a worker did not start") from None
@@ -198,6 +209,11 @@ def _embedded_stores(config: Settings) -> Iterator[Settings]:
                 stores["redis_url"] = redis.url
         except CannotStart as error:
             raise Unusable(str(error)) from None
+        except OSError as error:
+            raise Unusable(
+                f"the embedded stores cannot use {config.data_dir} (DP_DATA_DIR): {error.strerror}:"
+                f" {error.filename}"
+            ) from None
         yield config.model_copy(update=stores)
 
 
@@ -209,18 +225,32 @@ def _need(config: Settings, *fields: str) -> None:
         )
 
 
-def _migrate(config: Settings, *, finish: bool, force: bool = False) -> None:
+def _log(config: Settings) -> None:
+    """Begin to log, with what was to be said of the settings."""
+    import structlog
+
     from deployment_pipeline import logs
+
+    logs.configure(config.log_level)
+    for path in settings.exposed_files():
+        structlog.get_logger().warning("everybody on this machine can read a file with secrets", path=path)
+
+
+def _migrate(config: Settings, *, finish: bool, force: bool = False) -> None:
     from deployment_pipeline.postgres import migrate
 
     _need(config, "database_url")
-    logs.configure(config.log_level)
-    try:
+    with _unusable_explained():
         migrate.migrate(config.database_url)
         if finish:
             migrate.finish(config.database_url, force=force)
-    except migrate.CannotMigrate as error:
-        raise Unusable(str(error)) from error
+
+
+def _check(config: Settings) -> None:
+    from deployment_pipeline.postgres import migrate
+
+    with _unusable_explained():
+        migrate.check(config.database_url)
 
 
 def _announce(config: Settings, port: int, embedded: bool) -> None:
@@ -253,7 +283,11 @@ def _config(config: Settings) -> Iterator[str]:
     """As an environment file that a shell can read."""
     for field, info in Settings.model_fields.items():
         value = getattr(config, field)
-        shown = settings.masked(value) if field.endswith("_url") else str(value)
+        name, shown = settings.variable(field), str(value)
+        if field in settings.SECRETS:
+            shown = settings.masked(value)
+            if path := os.environ.get(settings.file_variable(field)):
+                name, shown = settings.file_variable(field), path
         yield f"# {info.description}"
         text = shown.lower() if isinstance(value, bool) else shown
-        yield f"{settings.variable(field)}={shlex.quote(text) if text else ''}"
+        yield f"{name}={shlex.quote(text) if text else ''}"

@@ -1,7 +1,7 @@
 """The standard health service, and the probe behind its readiness.
 
 "" and the service's name say that this server serves; "liveness" that its process does, and never looks at
-Postgres or Redis; "readiness" that Postgres answers, too.
+Postgres or Redis; "readiness" that Postgres answers and takes changes, too.
 """
 
 import asyncio
@@ -69,5 +69,6 @@ class Health(aio.HealthServicer):  # type: ignore[misc]  # grpc_health has no ty
                 log.exception("the readiness probe failed")
                 ready = False
             if ready != before:
-                log.warning("postgres is back" if ready else "postgres does not answer", ready=ready)
+                event = "postgres is back" if ready else "postgres is away, or takes no changes"
+                log.warning(event, ready=ready)
                 await self.set(READINESS, SERVING if ready else NOT_SERVING)

@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import structlog
-from redis.asyncio import Connection, ConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import Connection, Redis
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from deployment_pipeline import call
 from deployment_pipeline.gathering import Gathering
+from deployment_pipeline.guard.pool import connections_to
 
 BUDGET_SECONDS = 0.05
 # What a step that is always tried still waits for a Redis that was given up: a sound one answers in less.
 OPEN_BUDGET_SECONDS = 0.01
-CONNECTIONS = 32
 FAILURES_TO_OPEN = 3
 # How long Redis is left alone before it is probed again.
 BREAKER_SECONDS = 1.0
@@ -53,14 +51,7 @@ class Scripts:
     """The Redis client of one process. `close` ends its connections."""
 
     def __init__(self, redis_url: str, installation: str, max_batch: int) -> None:
-        self._pool: ConnectionPool = ConnectionPool.from_url(
-            redis_url,
-            max_connections=CONNECTIONS,
-            # A batch has one time limit, in _send; a timer for every write and read costs more than those.
-            socket_timeout=None,
-            socket_connect_timeout=None,
-            retry=Retry(NoBackoff(), 0),
-        )
+        self._pool = connections_to(redis_url)
         self._installation = installation
         self._redis = Redis.from_pool(self._pool)
         self._steps = Gathering(self._send, max_batch)

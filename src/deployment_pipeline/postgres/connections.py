@@ -10,17 +10,16 @@ from typing import Any, TypeAlias
 import psycopg
 import structlog
 from psycopg import errors as pg
-from psycopg.conninfo import conninfo_to_dict
 from psycopg.types.json import JsonbDumper
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
 from deployment_pipeline import call
+from deployment_pipeline.postgres import session
 from deployment_pipeline.refusals import Overloaded, StoreUnavailable
-from deployment_pipeline.release import LEVEL, VERSION
+from deployment_pipeline.release import LEVEL
 
 Row: TypeAlias = tuple[Any, ...]
 
-CONNECT_SECONDS = 2
 CONNECT_ALL_SECONDS = 15
 # How many calls may wait for a connection, and for how long: past that they are refused, not piled up.
 MAX_WAITING = 1000
@@ -36,28 +35,21 @@ RECONNECT_SECONDS = 4.0
 CUT_AFTER_DEADLINE_SECONDS = 1.0
 CUT_SECONDS = 3.0
 CLOSE_SECONDS = 2.0
+# Only a change can tell that the disk is full. When one could not be made for that, readiness says no for so
+# long; then the next change tells.
+FULL_SECONDS = 10.0
 # A cursor keeps its last result until the next one: not if it is longer than this.
 KEPT_ROWS = 100
 
+# A standby is read-only, too.
+_READ_ONLY = b"SELECT current_setting('transaction_read_only')"
+
 ONE_IN_PROGRESS = "dp_deployments_one_in_progress"
 
-_SESSION = " ".join(
-    f"-c {name}={value}"
-    for name, value in {
-        "statement_timeout": f"{call.LONGEST_CALL_SECONDS:.0f}s",
-        "idle_in_transaction_session_timeout": "10s",
-        "timezone": "UTC",
-        # On a large table a page of history would be planned again for every call.
-        "plan_cache_mode": "force_generic_plan",
-        # Each statement of a function must see what was committed while it waited.
-        "default_transaction_isolation": r"read\ committed",
-    }.items()
-)
 log = structlog.get_logger()
 
 # An unanswered packet or a silent peer breaks a connection after about five seconds.
 _TCP = {
-    "connect_timeout": CONNECT_SECONDS,
     "keepalives_idle": 2,
     "keepalives_interval": 1,
     "keepalives_count": 3,
@@ -104,24 +96,18 @@ class Lost(Exception):
 class Connections:
     """A pool of connections in autocommit. Whoever opens it closes it."""
 
-    def __init__(self, url: str, pool_size: int) -> None:
+    def __init__(self, url: str, pool_size: int, *, prepares: bool = True) -> None:
         self._in_use = 0
         # Postgres was away for MAX_WAIT_SECONDS: until a probe finds it back, calls are refused at once.
         self._away = False
-        self._obtained_at = self._replaced_at = float("-inf")
-        options = f"{conninfo_to_dict(url).get('options') or ''} {_SESSION}"
+        self._obtained_at = self._replaced_at = self._full_at = float("-inf")
+        self._url, self._pool_size, self._prepares = url, pool_size, prepares
+        self._pooled = False  # `open` finds out
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             url,
             connection_class=Connection,
-            kwargs={
-                "autocommit": True,
-                "prepare_threshold": 0,
-                "options": options,
-                # Here it wins over the URL and PGAPPNAME: `migrate --finish` looks for it.
-                "application_name": f"deployment-pipeline/{VERSION}/{LEVEL}",
-                **_TCP,
-            },
-            configure=_check_level,
+            kwargs={**session.PARAMETERS, "prepare_threshold": 0 if prepares else None, **_TCP},
+            configure=self._configure,
             min_size=pool_size,
             max_size=pool_size,
             max_waiting=MAX_WAITING,
@@ -133,24 +119,62 @@ class Connections:
         )
 
     async def open(self) -> None:
-        """Connect. Raises StoreUnavailable."""
+        """Connect. Raises CannotUse."""
+        self._pooled = await asyncio.to_thread(session.examine, self._url, prepares=self._prepares)
+        await self._pool.open()
+        opened: list[Connection] = []
+        give_up_at = time.monotonic() + CONNECT_ALL_SECONDS
         try:
-            await self._pool.open(wait=True, timeout=CONNECT_ALL_SECONDS)
-        except PoolTimeout as error:
-            await self._pool.close()
-            raise StoreUnavailable from error
+            while len(opened) < self._pool_size:
+                opened.append(await self._pool.getconn(give_up_at - time.monotonic()))
+        except PoolTimeout:
+            # While those are held, one more shows what is in the way.
+            await asyncio.to_thread(self._explain, len(opened))
+        finally:
+            for connection in opened:
+                await self._pool.putconn(connection)
+            if len(opened) < self._pool_size:
+                await self._pool.close()
+
+    def _explain(self, opened: int) -> None:
+        problem = (
+            f"Postgres gives {opened} of the {self._pool_size} connections that each worker opens"
+            " (DP_POOL_SIZE)"
+        )
+        try:
+            session.examine(self._url, prepares=self._prepares)
+        except session.CannotUse as error:
+            raise session.CannotUse(f"{problem}: {error}") from error
+        raise session.CannotUse(f"{problem}, and no more within {CONNECT_ALL_SECONDS} s")
+
+    async def _configure(self, connection: Connection) -> None:
+        """A connection to a database that stores what this release cannot read is of no use. (A replica that
+        was cut off while somebody finished the upgrade ends here.)"""
+        query = session.READ_LEVEL if self._pooled else session.SET_AND_READ_LEVEL
+        [(min_level, *_)] = await connection.ask(query, {})
+        if min_level > LEVEL:
+            log.error("the database needs a newer release", level=LEVEL, needed_level=min_level)
+            raise psycopg.OperationalError(f"level {min_level} is needed, and this is level {LEVEL}")
 
     async def close(self) -> None:
         await self._pool.close(CLOSE_SECONDS)
 
     async def probe(self) -> None:
-        """Does Postgres answer? Raises StoreUnavailable or Overloaded. If it was away, this is the call that
-        waits for it."""
-        try:
-            async with self.take(probes=True) as connection:
-                await self.execute(connection, b"SELECT 1", {}, call.remaining())
-        except Lost as lost:
-            raise StoreUnavailable from lost
+        """Can changes be made? Raises StoreUnavailable or Overloaded. If Postgres was away, this is the call
+        that waits for it."""
+        if time.monotonic() < self._full_at + FULL_SECONDS:
+            raise StoreUnavailable
+        # Servers and balancers cut idle connections, and the primary may be elsewhere by now: a new
+        # connection is asked before the answer is no.
+        for is_new in (False, True):
+            with contextlib.suppress(Lost):
+                async with self.take(probes=True) as connection:
+                    [(read_only,)] = await self.execute(connection, _READ_ONLY, {}, call.remaining())
+                    if read_only == "off":
+                        return
+                    if not is_new:
+                        await self._replace(connection)
+        raise StoreUnavailable
 
     @contextlib.asynccontextmanager
     async def take(self, *, probes: bool = False) -> AsyncIterator[Connection]:
@@ -205,6 +229,8 @@ class Connections:
             log.warning("a function of the schema is missing", error=str(e))
             raise Lost(executed=False) from e
         except psycopg.OperationalError as e:
+            if isinstance(e, pg.DiskFull):
+                self._full_at = time.monotonic()
             if e.diag.severity_nonlocalized == "ERROR":
                 # Out of time, deadlocked, disk full ...: the server says that it rolled back.
                 raise StoreUnavailable from e
@@ -221,15 +247,6 @@ class Connections:
         if broken.opened_at > self._replaced_at:
             self._replaced_at = time.monotonic()
             await self._pool.drain()
-
-
-async def _check_level(connection: Connection) -> None:
-    """A connection to a database that stores what this release cannot read is of no use. (A replica that was
-    cut off while somebody finished the upgrade ends here.)"""
-    [(min_level,)] = await connection.ask(b"SELECT min_level FROM dp_installation", {})
-    if min_level > LEVEL:
-        log.error("the database needs a newer release", level=LEVEL, needed_level=min_level)
-        raise psycopg.OperationalError(f"level {min_level} is needed, and this is level {LEVEL}")
 
 
 def _cut(connection: Connection) -> None:

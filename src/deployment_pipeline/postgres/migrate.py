@@ -1,9 +1,9 @@
 """Bring a database to this release's schema: numbered migrations, then the functions.
 
-Safe to run from several replicas at once and at every start: an advisory lock lets one through, and the
-others then find nothing to do. Migrations go forward only, and each keeps the previous release working, so
-replicas may be replaced one by one. Functions are replaced when their text differs, but never by an
-older release over a newer one's: a restarting old replica leaves them alone.
+Safe to run from several replicas at once and at every start: on a current schema it only reads, else an
+advisory lock lets one through, and the others then find nothing to do. Migrations go forward only, and each
+keeps the previous release working, so replicas may be replaced one by one. Functions are replaced when their
+text differs, but never by an older release over a newer one's: a restarting old replica leaves them alone.
 
 What the release before could neither read nor refuse is not stored until `finish` has said that none of its
 replicas is left (`release.LEVEL`). A new database is finished.
@@ -21,14 +21,14 @@ import psycopg
 import structlog
 import yoyo
 from psycopg import sql
-from psycopg.rows import TupleRow
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import parse_uri
 
+from deployment_pipeline.postgres import session
+from deployment_pipeline.postgres.session import CannotUse, Connection
 from deployment_pipeline.release import LEVEL, VERSION
 
 SQL = Path(__file__).parent / "sql"
-CONNECT_TIMEOUT_SECONDS = 5
 # Any constant will do, as long as nothing else in the database uses it as an advisory lock.
 ADVISORY_LOCK = 0x64705F6D  # "dp_m"
 
@@ -40,10 +40,17 @@ WAIT_SECONDS = 300.0
 SAY_AFTER_SECONDS = 1.0
 POLL_SECONDS = 0.1
 
+NOT_CURRENT = "the database does not have this release's schema"
+
 log = structlog.get_logger()
 
-Connection = psycopg.Connection[TupleRow]
-
+# Whether the tables that `_is_current` asks are there. The role may not see the schema at all (NULL).
+_TABLES = """
+    SELECT count(*) = 2 FROM pg_class
+    WHERE relnamespace = current_schema::regnamespace AND relname IN ('_yoyo_migration', 'dp_installation')
+"""
+# Whether other functions than ours are installed, and none of a newer release.
+_OUTDATED = "functions_digest <> %s AND release <= %s::integer[]"
 # Functions of those names, each with what changes when it is installed.
 _FUNCTIONS = """
     SELECT oid::regprocedure::text, xmin::text FROM pg_proc
@@ -68,18 +75,8 @@ _OLDER = """
 """
 
 
-class CannotMigrate(Exception):
+class CannotMigrate(CannotUse):
     """The text says why."""
-
-
-def _connect(database_url: str, options: str = "") -> Connection:
-    given = psycopg.conninfo.conninfo_to_dict(database_url).get("options") or ""
-    return psycopg.connect(
-        database_url,
-        autocommit=True,
-        connect_timeout=CONNECT_TIMEOUT_SECONDS,
-        options=f"{given} {options}",
-    )
 
 
 def _backend(database_url: str) -> PostgresqlPsycopgBackend:
@@ -89,41 +86,37 @@ def _backend(database_url: str) -> PostgresqlPsycopgBackend:
 
         def connect(self, dburi: object) -> Connection:
             # libpq reads the URL: yoyo's parser does not know all that libpq does (several hosts, say).
-            return _connect(database_url, options=f"-c lock_timeout={LOCK_TIMEOUT_SECONDS * 1000:.0f}")
+            connection = session.connect(database_url)
+            # To build an index takes longer than a role's statements may.
+            connection.execute("SET statement_timeout = 0")
+            connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_SECONDS * 1000:.0f}ms'".encode())
+            return connection
 
     return Backend(parse_uri("postgresql+psycopg:///"), "_yoyo_migration")
 
 
 @contextmanager
 def _alone(database_url: str) -> Iterator[Connection]:
-    """Holding the lock that lets one through. Raises CannotMigrate."""
-    try:
-        psycopg.conninfo.conninfo_to_dict(database_url)
-    except psycopg.ProgrammingError:
-        raise CannotMigrate(
-            "DP_DATABASE_URL cannot be read: special characters in a password are written as %XX"
-        ) from None
-    try:
-        with _connect(database_url) as connection:
-            _take_lock(connection)
-            yield connection  # its end gives the lock back
-    except psycopg.Error as error:
-        raise CannotMigrate(f"Postgres cannot be used at DP_DATABASE_URL: {error}") from error
-
-
-def _take_lock(connection: Connection) -> None:
-    """By asking again and again: a statement that waits would be a transaction that CREATE INDEX CONCURRENTLY
-    waits for."""
+    """In a transaction that holds the lock which lets one through. (A lock of the session would stay behind
+    in a pooler.) Raises CannotUse."""
     started, said = time.monotonic(), False
-    while not _one(connection, "SELECT pg_try_advisory_lock(%s)", ADVISORY_LOCK):
-        waited = time.monotonic() - started
-        holder = _one(connection, _HOLDER, ADVISORY_LOCK) if waited > SAY_AFTER_SECONDS else None
-        if waited > WAIT_SECONDS:
-            raise CannotMigrate(f"another migration is under way, and does not end: {holder}")
-        if holder and not said:
-            log.warning("waiting for another migration", holder=holder)
-            said = True
-        time.sleep(POLL_SECONDS)
+    with session.explained(), session.connect(database_url) as connection:
+        while True:
+            with connection.transaction():
+                connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+                # Asked again and again: a statement that waits would have a snapshot, and CREATE INDEX
+                # CONCURRENTLY waits for those.
+                if _one(connection, "SELECT pg_try_advisory_xact_lock(%s)", ADVISORY_LOCK):
+                    yield connection
+                    return
+                waited = time.monotonic() - started
+                holder = _one(connection, _HOLDER, ADVISORY_LOCK) if waited > SAY_AFTER_SECONDS else None
+            if waited > WAIT_SECONDS:
+                raise CannotMigrate(f"another migration is under way, and does not end: {holder}")
+            if holder and not said:
+                log.warning("waiting for another migration", holder=holder)
+                said = True
+            time.sleep(POLL_SECONDS)
 
 
 def _one(connection: Connection, query: str, *values: object) -> Any:
@@ -132,21 +125,35 @@ def _one(connection: Connection, query: str, *values: object) -> Any:
 
 
 def migrate(database_url: str) -> None:
-    """Apply what is missing; each step in a transaction of its own. Raises CannotMigrate."""
-    with _alone(database_url) as connection:
-        _apply(database_url)
-        needed = _one(connection, "SELECT min_level FROM dp_installation")
-        if needed > LEVEL:
-            raise CannotMigrate(
-                f"this database needs a newer release: an upgrade to level {needed} was finished, and this"
-                f" release is of level {LEVEL}, which cannot read all that is stored"
-            )
-        _install_functions(connection)
+    """Apply what is missing; each step in a transaction of its own. Raises CannotUse."""
+    if _is_current(database_url):
+        return
+    try:
+        with _alone(database_url) as connection:
+            if session.is_pooled(connection) and session.changes_hands(database_url):
+                raise CannotMigrate(
+                    "the pooler at DP_DATABASE_URL gives each transaction another session, and a migration"
+                    " needs one of its own: run `deployment-pipeline migrate` with a DP_DATABASE_URL that"
+                    " leads to Postgres itself"
+                )
+            _apply(database_url)
+            session.check_level(connection)
+            _install_functions(connection)
+    except CannotUse as error:
+        if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
+            raise CannotMigrate(f"{NOT_CURRENT}, and {error}") from error
+        raise
+
+
+def check(database_url: str) -> None:
+    """Raises CannotUse if `migrate` would have something to do."""
+    if not _is_current(database_url):
+        raise CannotMigrate(f"{NOT_CURRENT}: run `deployment-pipeline migrate`, or leave out --no-migrate")
 
 
 def finish(database_url: str, *, force: bool = False) -> None:
     """No replica of an older level runs any more, and none will: let callers store what those could not read.
-    force: do not look for their sessions (a pooler hides them). Raises CannotMigrate."""
+    force: do not look for their sessions (a pooler hides them). Raises CannotUse."""
     with _alone(database_url) as connection:
         older = [] if force else connection.execute(_OLDER.encode(), [LEVEL]).fetchall()
         if older:
@@ -156,6 +163,19 @@ def finish(database_url: str, *, force: bool = False) -> None:
                 " or add --force if they are gone and a pooler keeps their sessions"
             )
         connection.execute("UPDATE dp_installation SET min_level = greatest(min_level, %s)", [LEVEL])
+
+
+def _is_current(database_url: str) -> bool:
+    """Whether everything is there, as far as this release knows. Raises CannotUse."""
+    with session.explained(), session.connect(database_url) as connection:
+        session.check_encoding(connection)
+        if not _one(connection, _TABLES):
+            return False
+        applied = {id for (id,) in connection.execute("SELECT migration_id FROM _yoyo_migration")}
+        if not applied.issuperset(path.stem for path in (SQL / "migrations").glob("*.sql")):
+            return False
+        session.check_level(connection)
+        return not _one(connection, f"SELECT true FROM dp_installation WHERE {_OUTDATED}", *_ours())
 
 
 def _apply(database_url: str) -> None:
@@ -172,15 +192,21 @@ def _apply(database_url: str) -> None:
                 ) from error
 
 
+def _functions() -> dict[Path, str]:
+    return {path: path.read_text() for path in sorted((SQL / "functions").glob("*.sql"))}
+
+
+def _ours() -> tuple[str, list[int]]:
+    """The digest of our functions, and our release."""
+    digest = hashlib.sha256("\0".join(_functions().values()).encode()).hexdigest()
+    return digest, [int(number) for number in re.findall(r"\d+", VERSION)[:3]]
+
+
 def _install_functions(connection: Connection) -> None:
-    texts = {path: path.read_text() for path in sorted((SQL / "functions").glob("*.sql"))}
-    digest = hashlib.sha256("\0".join(texts.values()).encode()).hexdigest()
-    release = [int(number) for number in re.findall(r"\d+", VERSION)[:3]]
+    texts, (digest, release) = _functions(), _ours()
     with connection.transaction():
         row = connection.execute(
-            "SELECT functions FROM dp_installation"
-            " WHERE functions_digest <> %s AND release <= %s::integer[] FOR UPDATE",
-            [digest, release],
+            f"SELECT functions FROM dp_installation WHERE {_OUTDATED} FOR UPDATE".encode(), [digest, release]
         ).fetchone()
         if row is None:
             return

@@ -21,10 +21,12 @@ log = structlog.get_logger()
 
 @contextlib.asynccontextmanager
 async def running(settings: Settings, *, shares_port: bool = False) -> AsyncIterator[int]:
-    """Serve until the context ends, which then drains. Yields the port. Raises StoreUnavailable,
-    CannotListen."""
+    """Serve until the context ends, which then drains. Yields the port. Raises CannotUse, CannotListen,
+    StoreUnavailable."""
     async with contextlib.AsyncExitStack() as stack:
-        postgres = Postgres(settings.database_url, settings.pool_size, settings.max_batch)
+        postgres = Postgres(
+            settings.database_url, settings.pool_size, settings.max_batch, prepares=settings.prepare
+        )
         await postgres.open()
         stack.push_async_callback(postgres.close)
         installation = await postgres.reads.installation()

@@ -2,6 +2,8 @@
 
 import os
 import re
+import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import parse_qsl, urlsplit
@@ -18,6 +20,9 @@ _OF_A_SERVICE = re.compile(
     r"DP_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
 _HEADER = re.compile(r"[a-z0-9_.-]+")
+# What can hold a secret may be in a file, which X_FILE names instead of X.
+SECRETS = ("database_url", "redis_url")
+_AS_PERCENT = "must have the special characters of its user name and password written as %XX"
 # What may be shown of a store's URL: nothing that could hold a secret.
 _HOSTS = re.compile(r"([\w.,-]|%\w\w|\[[\w:.]*\]|:\d+)*")
 _SHOWN_OPTIONS = ("host", "port", "dbname")
@@ -47,14 +52,39 @@ def _url(*schemes: str) -> AfterValidator:
     def check(value: str) -> str:
         if value and not value.startswith(tuple(f"{scheme}://" for scheme in schemes)):
             raise ValueError(f"must be a URL that begins with {' or '.join(f'{s}://' for s in schemes)}")
+        if not value.isprintable():
+            raise ValueError("must be one line of printable characters")
         return value
 
     return AfterValidator(check)
 
 
-def _one_port(value: str) -> str:
-    urlsplit(value).port  # noqa: B018  # raises ValueError
-    return value
+def _for_libpq(url: str) -> str:
+    """libpq takes what is behind the first @ or / for hosts, and what it cannot reach there it names: no part
+    of a password may end up in its errors."""
+    address, _, path = url.partition("://")[2].partition("/")
+    hosts = address.partition("@")[2] if "@" in address else address
+    if not _HOSTS.fullmatch(hosts.partition("?")[0]) or "@" in path.partition("?")[0]:
+        raise ValueError(_AS_PERCENT)
+    return url
+
+
+def _for_redis(url: str) -> str:
+    if masked(url) == "***":
+        raise ValueError(_AS_PERCENT)
+    parts = urlsplit(url)
+    try:
+        parts.port  # noqa: B018  # raises ValueError, which shows it
+    except ValueError:
+        raise ValueError(f"must have a port of 0 to {MAX_PORT}") from None
+    database = parts.path.strip("/")
+    if parts.scheme != "unix" and database and not database.isdecimal():
+        raise ValueError("must end with the number of a database, like redis://HOST:PORT/0, or without one")
+    if parts.query:
+        from deployment_pipeline.guard.pool import connections_to  # noqa: PLC0415  # redis takes a while to load
+
+        connections_to(url)
+    return url
 
 
 class Settings(BaseSettings):
@@ -63,13 +93,16 @@ class Settings(BaseSettings):
     listen: Annotated[str, AfterValidator(_host_and_port)] = Field(
         "127.0.0.1:50051", description="HOST:PORT to serve on; port 0 takes a free one"
     )
-    database_url: Annotated[str, _url("postgresql", "postgres")] = Field(
+    database_url: Annotated[str, _url("postgresql", "postgres"), AfterValidator(_for_libpq)] = Field(
         "", description="Postgres (>= 14), as postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
     )
-    redis_url: Annotated[str, _url("redis", "rediss", "unix"), AfterValidator(_one_port)] = Field(
+    redis_url: Annotated[str, _url("redis", "rediss", "unix"), AfterValidator(_for_redis)] = Field(
         "", description="Redis (>= 6.2) or Valkey, as redis://HOST:PORT/0 or unix:///path/to/socket"
     )
     pool_size: int = Field(10, ge=1, le=200, description="Postgres connections of each worker")
+    prepare: bool = Field(
+        True, description="use prepared statements; false behind a pooler that does not keep them"
+    )
     max_batch: int = Field(
         64,
         ge=1,
@@ -109,15 +142,22 @@ def variable(field: str) -> str:
     return f"{PREFIX}{field}".upper()
 
 
-def environment(settings: Settings) -> dict[str, str]:
-    """The variables that make `load` give these settings."""
+def file_variable(field: str) -> str:
+    """The environment variable that names a file with the value of one of SECRETS."""
+    return f"{variable(field)}_FILE"
+
+
+def environment(settings: Settings, loaded: Settings) -> dict[str, str]:
+    """The variables that make `load` give these settings where it gave `loaded`."""
+    before = loaded.model_dump(mode="json")
     values = settings.model_dump(mode="json")
-    return {variable(field): str(value) for field, value in values.items()}
+    return {variable(field): str(value) for field, value in values.items() if value != before[field]}
 
 
 def load() -> Settings:
-    """Read the environment. Raises InvalidSettings that names every broken and every unknown variable."""
-    known = [variable(field) for field in Settings.model_fields]
+    """Read the environment, and the files that it names. Raises InvalidSettings that names every broken and
+    every unknown variable."""
+    known = [variable(field) for field in Settings.model_fields] + [file_variable(field) for field in SECRETS]
     problems = [
         f"{name}: there is no such setting; there are {', '.join(known)}"
         for name in sorted(os.environ)
@@ -126,19 +166,53 @@ def load() -> Settings:
         and not _OF_A_SERVICE.fullmatch(name)
         and name not in known
     ]
+    in_files: dict[str, str] = {}
+    for field, path in _files().items():
+        try:
+            in_files[field] = _secret(field, path)
+        except ValueError as error:
+            problems.append(f"{file_variable(field)}: {error}")
     try:
-        settings = Settings()
+        settings = Settings(**in_files)  # type: ignore[arg-type]  # all of SECRETS are texts
     except ValidationError as error:
-        problems += [_problem(variable(str(e["loc"][0])), e["msg"]) for e in error.errors()]
+        problems += [_problem(str(e["loc"][0]), e["msg"], in_files) for e in error.errors()]
     if problems:
         raise InvalidSettings("\n".join(problems))
     return settings
 
 
-def _problem(name: str, message: str) -> str:
+def exposed_files() -> list[str]:
+    """Files with secrets that everybody on this machine can read."""
+    return [path for path in _files().values() if os.stat(path).st_mode & stat.S_IROTH]
+
+
+def _files() -> dict[str, str]:
+    """The files with secrets, by field."""
+    paths = {field: os.environ.get(file_variable(field)) for field in SECRETS}
+    return {field: path for field, path in paths.items() if path}
+
+
+def _secret(field: str, path: str) -> str:
+    """Raises ValueError."""
+    if os.environ.get(variable(field)):
+        raise ValueError(f"{variable(field)} is set, too; use one of them")
+    try:
+        secret = Path(path).read_text()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} cannot be read: it is not UTF-8") from None
+    if not secret.strip():
+        raise ValueError(f"{path} is empty")
+    return secret.removesuffix("\n")
+
+
+def _problem(field: str, message: str, in_files: Mapping[str, str]) -> str:
     rule = message.removeprefix("Value error, ").replace("Input should be", "must be")
-    value = os.environ.get(name, "")
-    return f"{name}: {rule} (it is '{masked(value) if name.endswith('_URL') else value}')"
+    name, value = variable(field), os.environ.get(variable(field), "")
+    if field in in_files:
+        name, value = file_variable(field), in_files[field]
+    return f"{name}: {rule} (it is '{masked(value) if field in SECRETS else value}')"
 
 
 def masked(url: str) -> str:
