@@ -2,9 +2,10 @@
 
 import contextlib
 from collections.abc import Iterator
+from urllib.parse import quote, urlencode
 
 import psycopg
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from deployment_pipeline.postgres.migrate import migrate
 from support.stores import ROOT
@@ -44,3 +45,8 @@ def two_roles(url: str) -> Iterator[tuple[str, str]]:
 def documented_grants() -> str:
     rights = (ROOT / "docs" / "operate.md").read_text().partition("## Roles and rights")[2]
     return rights.partition("```sql\n")[2].partition("```")[0]
+
+
+def as_url(conninfo: str) -> str:
+    """What psycopg makes of a URL, as a URL again."""
+    return f"postgresql://?{urlencode(conninfo_to_dict(conninfo), quote_via=quote)}"

@@ -12,6 +12,7 @@ import ctypes
 import fcntl
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -32,8 +33,9 @@ START_SECONDS = 30
 STOP_SECONDS = 5
 # Postgres refuses to run as root; as root it is started as this user, which every Unix has.
 UNPRIVILEGED_USER = "nobody"
-# A socket's path is limited to about 100 characters; its name takes some of them.
-MAX_SOCKET_FOLDER_CHARS = 80
+# A socket's path is limited to about 100 bytes; its name takes some of them. It is also a part of lists that
+# commas separate, of URLs and of command lines: what is special in one of them does not fit, either.
+_FIT_FOR_SOCKETS = re.compile(r"[A-Za-z0-9/._-]{1,80}")
 PR_SET_PDEATHSIG = 1
 
 log = structlog.get_logger()
@@ -70,8 +72,15 @@ class _Server:
         self.data = data.resolve()
         self.data.mkdir(parents=True, exist_ok=True)
         self.process: subprocess.Popen[bytes] | None = None
-        fits = len(str(self.data)) <= MAX_SOCKET_FOLDER_CHARS
-        self.sockets = self.data if fits else Path(tempfile.mkdtemp(prefix="dp-"))
+        self.sockets = self.data
+        if not _FIT_FOR_SOCKETS.fullmatch(str(self.data)):
+            self.sockets = Path(tempfile.mkdtemp(prefix="dp-"))
+            if not _FIT_FOR_SOCKETS.fullmatch(str(self.sockets)):
+                self.sockets.rmdir()
+                raise CannotStart(
+                    f"neither {self.data} nor {self.sockets.parent} can hold the embedded stores' sockets:"
+                    " set DP_DATA_DIR or TMPDIR to a short path of letters, digits, '.', '_' and '-'"
+                )
         atexit.register(self.stop)
 
     def launch(self, command: list[str], ready: Callable[[], bool], **identity: Any) -> None:
