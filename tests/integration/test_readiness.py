@@ -24,14 +24,6 @@ def url(stores: Stores) -> Iterator[str]:
         yield as_service
 
 
-@pytest.fixture
-async def postgres(url: str) -> AsyncIterator[Postgres]:
-    opened = Postgres(url, POOL_SIZE, 64)
-    await opened.open()
-    yield opened
-    await opened.close()
-
-
 async def no_session_left(sql: psycopg.Connection) -> None:
     for _ in range(500):
         if not sql.execute("SELECT FROM pg_stat_activity WHERE usename = %s", [SERVICE]).rowcount:
@@ -48,12 +40,23 @@ async def is_ready(postgres: Postgres) -> None:
     raise AssertionError("it stays not ready")
 
 
-async def test_connections_cut_while_idle_are_no_reason_to_be_not_ready(
-    url: str, sql: psycopg.Connection
-) -> None:
+@pytest.fixture
+def cut_while_idle(url: str, sql: psycopg.Connection) -> None:
     sql.execute(f"ALTER ROLE {SERVICE} SET idle_session_timeout = '300ms'".encode())
-    postgres = Postgres(url, POOL_SIZE, 64)
-    await postgres.open()
+
+
+@pytest.fixture
+async def postgres(url: str) -> AsyncIterator[Postgres]:
+    opened = Postgres(url, POOL_SIZE, 64)
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+@pytest.mark.usefixtures("cut_while_idle")
+async def test_connections_cut_while_idle_are_no_reason_to_be_not_ready(
+    postgres: Postgres, sql: psycopg.Connection
+) -> None:
     await postgres.changes.make(CreatePipeline(name="shop", stages=["a"]))
     asks: list[Callable[[], object]] = [
         postgres.probe,
@@ -64,7 +67,6 @@ async def test_connections_cut_while_idle_are_no_reason_to_be_not_ready(
     for ask in asks:
         await no_session_left(sql)
         await ask()  # type: ignore[misc]
-    await postgres.close()
 
 
 async def test_a_read_only_postgres_is_not_ready_and_serves_reads(

@@ -156,6 +156,10 @@ async def it_works(settings: Settings, url: str, *, prepares: bool) -> None:
     with psycopg.connect(url, prepare_threshold=None) as sql:
         for name in names:
             audit.check(sql, name)
+        sources = sql.execute(
+            "SELECT DISTINCT source FROM pg_settings WHERE name IN ('statement_timeout', 'plan_cache_mode')"
+        )
+        assert sources.fetchall() == [("user",)], "we set nothing in its sessions"
 
 
 @pytest.mark.parametrize("extra", [{}, {"ignore_startup_parameters": "options"}])

@@ -98,6 +98,7 @@ def test_the_printed_settings_can_be_read_by_a_shell() -> None:
         ("DP_REDIS_URL", "redis://:s3/cret@redis"),
         ("DP_REDIS_URL", "redis://:s3?cret@redis"),
         ("DP_REDIS_URL", "redis://redis:s3cret"),
+        ("DP_REDIS_URL", "redis://:5?s3cret@redis"),
     ],
 )
 def test_a_url_in_which_a_password_may_be_taken_for_something_else_is_refused(

@@ -104,9 +104,9 @@ def _alone(database_url: str) -> Iterator[Connection]:
         while True:
             with connection.transaction():
                 connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-                # Asked again and again: a statement that waits would have a snapshot, and CREATE INDEX
-                # CONCURRENTLY waits for those.
-                if _one(connection, "SELECT pg_try_advisory_xact_lock(%s)", ADVISORY_LOCK):
+                # CREATE INDEX CONCURRENTLY waits for whoever has a snapshot. A statement that waits has one;
+                # so has one with parameters, until the next statement.
+                if _one(connection, f"SELECT pg_try_advisory_xact_lock({ADVISORY_LOCK})"):
                     yield connection
                     return
                 waited = time.monotonic() - started
@@ -120,7 +120,7 @@ def _alone(database_url: str) -> Iterator[Connection]:
 
 
 def _one(connection: Connection, query: str, *values: object) -> Any:
-    row = connection.execute(query.encode(), values).fetchone()
+    row = connection.execute(query.encode(), values or None).fetchone()
     return row[0] if row else None
 
 
