@@ -153,7 +153,7 @@ async def it_works(settings: Settings, url: str, *, prepares: bool) -> None:
             assert [d.version for d in history.deployments] == ["2", f"of {name}"]
 
         await asyncio.gather(*(work(name) for name in names))
-    with psycopg.connect(url, prepare_threshold=None) as sql:
+    with psycopg.connect(url, autocommit=True, prepare_threshold=None) as sql:
         for name in names:
             audit.check(sql, name)
         sources = sql.execute(
@@ -172,11 +172,13 @@ async def test_whole_sessions_work_once_the_role_brings_its_settings(
     await it_works(settings, url, prepares=True)
 
 
-@pytest.mark.parametrize("round_robin", ["0", "1"])
+@pytest.mark.parametrize(
+    ("mode", "round_robin"), [("transaction", "0"), ("transaction", "1"), ("statement", "0")]
+)
 async def test_transactions_work_without_prepared_statements_and_are_refused_with_them(
-    settings: Settings, pooler: Pooler, round_robin: str
+    settings: Settings, pooler: Pooler, mode: str, round_robin: str
 ) -> None:
-    url = pooler(pool_mode="transaction", ignore_startup_parameters="options", server_round_robin=round_robin)
+    url = pooler(pool_mode=mode, ignore_startup_parameters="options", server_round_robin=round_robin)
     do_as_told(await refusal(url, prepares=False), url)
     await it_works(settings, url, prepares=False)
     # Now there are several sessions behind it, too.
