@@ -272,7 +272,8 @@ async def test_i3_a_wish_that_was_fulfilled_already_is_not_stored(client: Client
     stages = ["build", "test", "deploy"]
     created = await client.call("CreatePipeline", name=pipeline, stages=stages, request_id="r")
     assert not created.replayed
-    await client.call("LockPipeline", name=pipeline, reason="r")
-    locked = await client.call("LockPipeline", name=pipeline, reason="r", request_id="r")
+    lock: dict[str, Any] = {"name": pipeline, "reason": "r", "owner": "ops"}
+    await client.call("LockPipeline", **lock)
+    locked = await client.call("LockPipeline", **lock, request_id="r")
     assert not locked.replayed
-    assert not (await client.call("UnlockPipeline", name=pipeline, request_id="r")).replayed
+    assert not (await client.call("UnlockPipeline", name=pipeline, owner="ops", request_id="r")).replayed

@@ -38,8 +38,8 @@ async def changes_of_each_kind(client: Client, pipeline: str) -> list[tuple[str,
     return [
         ("AdvanceStage", {"deployment_id": id}),
         ("Rollback", {"deployment_id": id, "redeploy_version": "1"}),
-        ("LockPipeline", {"name": pipeline, "reason": "r"}),
-        ("UnlockPipeline", {"name": pipeline}),
+        ("LockPipeline", {"name": pipeline, "reason": "r", "owner": "me"}),
+        ("UnlockPipeline", {"name": pipeline, "owner": "me"}),
         ("UpdatePipeline", {"name": pipeline, "description": "d"}),
         ("TriggerDeployment", {"pipeline_name": pipeline, "version": "2", "on_busy": "QUEUE"}),
     ]

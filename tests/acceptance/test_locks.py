@@ -76,9 +76,10 @@ async def test_unlocking_starts_the_next_only_if_asked(
 ) -> None:
     active = await trigger(client, pipeline)
     first, second = [await queue(client, pipeline) for _ in range(2)]
-    await client.call("LockPipeline", name=pipeline, reason="r")
+    await client.call("LockPipeline", name=pipeline, reason="r", owner="ops")
     await cancel(client, active.id)
-    unlocked = await client.call("UnlockPipeline", name=pipeline, start_next=start_next, request_id="u")
+    fields: dict[str, Any] = {"name": pipeline, "owner": "ops", "start_next": start_next}
+    unlocked = await client.call("UnlockPipeline", **fields, request_id="u")
     assert not unlocked.pipeline.HasField("lock")
     if start_next:
         assert unlocked.started.id == first.id
@@ -88,7 +89,7 @@ async def test_unlocking_starts_the_next_only_if_asked(
         waits = await status(client, first.id)
         assert waits.cause.code == pb.Cause.NOT_RESUMED
         assert "UnlockPipeline" in waits.cause.message
-    again = await client.call("UnlockPipeline", name=pipeline, start_next=start_next, request_id="u")
+    again = await client.call("UnlockPipeline", **fields, request_id="u")
     assert (again.message, again.replayed) == (unlocked.message, True)
     assert (await status(client, second.id)).status_name == "PENDING"
 
@@ -219,6 +220,10 @@ async def test_a_repeated_unlock_does_not_lift_the_next_persons_lock(client: Cli
     unlock: dict[str, Any] = {"name": pipeline, "lock_no": mine.lock.lock_no}
     await client.call("UnlockPipeline", **unlock)
     theirs = await client.call("LockPipeline", name=pipeline, reason="theirs")
+    blinds: list[dict[str, Any]] = [{}, {"owner": ""}, {"owner": "me"}]
+    for blind in blinds:
+        refused = await refusal(client.call("UnlockPipeline", name=pipeline, **blind))
+        assert refused.reason == "LOCK_MISMATCH", "a lock without an owner is nobody's own"
     assert (await refusal(client.call("UnlockPipeline", **unlock))).reason == "LOCK_MISMATCH"
     assert (await client.call("GetPipeline", name=pipeline)).lock == theirs.lock
 

@@ -35,9 +35,9 @@ CALLS = [
     ("Rollback", {}),
     ("Rollback", {"redeploy_version": "0"}),
     ("Rollback", {"redeploy_last_completed": True}),
-    ("LockPipeline", {"reason": "r"}),
-    ("UnlockPipeline", {}),
-    ("UnlockPipeline", {"start_next": True}),
+    ("LockPipeline", {"reason": "r", "owner": "ops"}),
+    ("UnlockPipeline", {"owner": "ops"}),
+    ("UnlockPipeline", {"owner": "ops", "start_next": True}),
 ]
 # A call, and which of the deployments known by then it is about (the newest is 0).
 CALL = st.tuples(st.sampled_from(CALLS), st.integers(0, 2))
@@ -89,7 +89,7 @@ async def run(schedule: Any, clients: list[Client], pipeline: str) -> None:
 async def drain(client: Client, pipeline: str) -> None:
     """Complete whatever is active until nothing is left."""
     try:
-        await client.call("UnlockPipeline", name=pipeline, start_next=True)
+        await client.call("UnlockPipeline", name=pipeline, owner="ops", start_next=True)
     except Refused as refused:
         if refused.reason != "PIPELINE_NOT_LOCKED":
             raise

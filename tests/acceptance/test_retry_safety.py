@@ -45,8 +45,8 @@ async def prepare(client: Client, method: str, name: str) -> dict[str, Any]:
         case "LockPipeline":
             return {"name": name, "owner": "me", "reason": "because"}
         case "UnlockPipeline":
-            await client.call("LockPipeline", name=name, reason="because")
-            return {"name": name, "reason": "because"}
+            await client.call("LockPipeline", name=name, reason="because", owner="me")
+            return {"name": name, "owner": "me", "reason": "because"}
         case "TriggerDeployment":
             return {"pipeline_name": name, "version": "1", "labels": {"a": "1", "b": "2"}}
         case _:

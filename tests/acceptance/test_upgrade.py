@@ -75,7 +75,7 @@ async def test_i1_i2_a_request_sent_to_one_release_is_recognised_by_the_other(
     first, other = (old, client) if first_is_old else (client, old)
     name = new_name()
 
-    async def twice(method: str, **fields: Any) -> Any:
+    async def twice(method: str, *, first: Client = first, other: Client = other, **fields: Any) -> Any:
         made = await first.call(method, **fields, request_id=method)
         again = await other.call(method, **fields, request_id=method)
         assert not made.replayed
@@ -85,7 +85,8 @@ async def test_i1_i2_a_request_sent_to_one_release_is_recognised_by_the_other(
     await twice("CreatePipeline", name=name, stages=STAGES, labels={"b": "1", "a": "2"}, max_pending=7)
     await twice("UpdatePipeline", name=name, description="d", expected_revision=1)
     await twice("LockPipeline", name=name, reason="r", expires_at={"seconds": 4_000_000_000})
-    await twice("UnlockPipeline", name=name, start_next=True, reason="r")
+    # The release before cannot say which lock it means, and this one must.
+    await twice("UnlockPipeline", first=old, other=client, name=name, start_next=True, reason="r")
     made = await twice(
         "TriggerDeployment", pipeline_name=name, version="1", on_busy="QUEUE", labels={"ü": "1"}
     )

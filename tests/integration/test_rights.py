@@ -45,9 +45,9 @@ async def test_every_call_works_with_the_documented_rights(settings: Settings, a
         await advance(client, (await trigger(client, "shop", "1")).id)  # completes it
         second = await trigger(client, "shop", "2")
         third = await queue(client, "shop", "3")
-        await client.call("LockPipeline", name="shop", reason="r")
+        await client.call("LockPipeline", name="shop", reason="r", owner="ops")
         await cancel(client, third.id)
-        await client.call("UnlockPipeline", name="shop")
+        await client.call("UnlockPipeline", name="shop", owner="ops")
         await rollback(client, second.id, redeploy_last_completed=True)
         await client.call("GetPipelineState", name="shop")
         await client.call("GetHistory", pipeline_name="shop")

@@ -80,9 +80,9 @@ def _fields(pipeline: str, op: Op, version: str) -> dict[str, Any]:
         case "TriggerDeployment":
             fields: dict[str, Any] = {"pipeline_name": pipeline, "version": version, "on_busy": op.on_busy}
         case "LockPipeline":
-            fields = {"name": pipeline, "reason": "r"}
+            fields = {"name": pipeline, "reason": "r", "owner": "ops"}
         case "UnlockPipeline":
-            fields = {"name": pipeline, "start_next": op.start_next}
+            fields = {"name": pipeline, "start_next": op.start_next, "owner": "ops"}
         case "GetDeploymentStatus":
             return {"deployment_id": op.id}
         case _:
@@ -107,11 +107,11 @@ def _events(sql: psycopg.Connection, pipeline: str) -> dict[str, tuple[int, UUID
     """request_id -> the number of the event that was stored for it, and its deployment; of triggers without
     one, by version."""
     rows = sql.execute(
-        "SELECT CASE WHEN e.request_digest IS NULL THEN 'version ' || d.version ELSE e.request_id END,"
-        " e.event_no, d.id"
+        "SELECT CASE WHEN starts_with(e.request_id, 'auto-') THEN 'version ' || d.version"
+        " ELSE e.request_id END, e.event_no, d.id"
         " FROM dp_events e LEFT JOIN dp_deployments d ON d.id = e.deployment_id"
         " WHERE e.pipeline_name = %s AND e.request_id IS NOT NULL"
-        " AND (e.request_digest IS NOT NULL OR e.type = 'TRIGGER')",
+        " AND (NOT starts_with(e.request_id, 'auto-') OR e.type = 'TRIGGER')",
         [pipeline],
     ).fetchall()
     return {key: (number, id) for key, number, id in rows}

@@ -1016,9 +1016,9 @@ class UnlockPipelineRequest(_message.Message):
     request_id: _builtins.str
     """Makes it safe to send this call again. Up to 128 bytes."""
     lock_no: _builtins.int
-    """The lock to lift; if another one stands, the call is refused. 0: the lock that stands, if its owner is owner."""
+    """The lock to lift; if another one stands, the call is refused. 0: the lock that stands, if it is owner's."""
     owner: _builtins.str
-    """Whose lock to lift if lock_no is 0. Empty: one without an owner."""
+    """Whose lock to lift if lock_no is 0. A lock without an owner can only be lifted by its lock_no."""
     def __init__(
         self,
         *,

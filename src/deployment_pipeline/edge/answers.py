@@ -69,6 +69,7 @@ class Answer(NamedTuple):
 MAY_BE_OWN = (
     refusals.PipelineBusy,
     refusals.PipelineNotLocked,
+    refusals.LockMismatch,
     refusals.DeploymentEnded,
     refusals.StageMismatch,
     refusals.RevisionMismatch,

@@ -89,10 +89,10 @@ class LockMismatch(Refusal):
 
     def __str__(self) -> str:
         meant = f"not lock {self.asked_lock_no}" if self.asked_lock_no else "and no lock_no was given"
+        is_yours = ", or its owner if it is yours" if self.owner else ""
         return (
-            f'the lock of pipeline "{self.pipeline}" is lock {self.lock_no}{by(self.owner)}, {meant};'
-            f" nothing was changed; its reason: {self.lock_reason}; give its lock_no to lift or change it, or"
-            " its owner to UnlockPipeline if it is yours"
+            f'the lock of pipeline "{self.pipeline}" is lock {self.lock_no}{by(self.owner)}, {meant}; nothing'
+            f" was changed; its reason: {self.lock_reason}; call again with lock_no {self.lock_no}{is_yours}"
         )
 
 

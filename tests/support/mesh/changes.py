@@ -81,12 +81,6 @@ async def _at_first_stage(client: Client, name: str) -> Fields:
     return {"deployment_id": (await trigger(client, name)).id}
 
 
-async def _locked(client: Client, name: str) -> Fields:
-    await _pipeline(client, name)
-    await client.call("LockPipeline", name=name, reason="ours")
-    return {"name": name}
-
-
 async def _locked_by_us(client: Client, name: str) -> Fields:
     await _pipeline(client, name)
     await client.call("LockPipeline", name=name, reason="ours", owner="us")
@@ -121,7 +115,7 @@ async def _expecting(client: Client, name: str) -> Fields:
 TRIGGER = Change("trigger", "TriggerDeployment", _free)
 QUEUE = Change("queue", "TriggerDeployment", _busy)
 ADVANCE = Change("advance", "AdvanceStage", _at_first_stage)
-UNLOCK = Change("unlock", "UnlockPipeline", _locked, knows_identity=False)
+UNLOCK = Change("unlock", "UnlockPipeline", _locked_by_us, "owner", is_safe=True, rival="them")
 
 CHANGES = [
     TRIGGER,
@@ -133,7 +127,6 @@ CHANGES = [
     with_request_id(ADVANCE),
     with_request_id(UNLOCK),
     Change("advance", "AdvanceStage", _expecting, "expected_stage", is_safe=True),
-    Change("unlock", "UnlockPipeline", _locked_by_us, "owner", is_safe=True, rival="them"),
     Change("unlock", "UnlockPipeline", _numbered, "lock_no", is_safe=True),
 ]
 

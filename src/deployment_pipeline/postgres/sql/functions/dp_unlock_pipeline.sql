@@ -23,7 +23,7 @@ BEGIN
         WHEN pipeline.name IS NULL THEN 'PIPELINE_NOT_FOUND'
         WHEN v_event.request_id IS NOT NULL THEN dp_repeat(v_event, p_digest)
         WHEN v_stands AND p_lock_no > 0 AND pipeline.lock_no IS DISTINCT FROM p_lock_no THEN 'LOCK_MISMATCH'
-        WHEN v_stands AND p_lock_no = 0 AND pipeline.lock_owner <> p_owner THEN 'LOCK_MISMATCH'
+        WHEN v_stands AND p_lock_no = 0 AND (pipeline.lock_owner <> p_owner OR p_owner = '') THEN 'LOCK_MISMATCH'
         WHEN v_stands OR v_resumes THEN 'OK'
         ELSE 'PIPELINE_NOT_LOCKED' END;
     IF outcome = 'OK' THEN
