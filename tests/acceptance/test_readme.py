@@ -72,6 +72,21 @@ def test_the_commands_do_what_is_written(stores: Stores) -> None:
         assert not list(folder.iterdir()), "the README cleans up"
 
 
+def test_a_server_that_is_not_up_is_said_to_be_so() -> None:
+    [dp] = [command.text for command in commands() if command.text.startswith("dp() ")]
+    result = subprocess.run(
+        ["bash", "-c", f'{dp}\ndp GetPipeline \'{{"name": "shop"}}\''],
+        cwd=ROOT,
+        # Nobody listens there.
+        env={**os.environ, "PATH": f"{ROOT}/.venv/bin:{os.environ['PATH']}", "DP_LISTEN": "127.0.0.1:1"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert "connection refused" in result.stdout + result.stderr
+
+
 def test_there_are_commands() -> None:
     found = list(commands())
     assert len(found) > 10

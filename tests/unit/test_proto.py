@@ -1,12 +1,14 @@
 """The proto is for clients in every language: each can be generated from it alone, and it states the limits
 that the code has."""
 
+import re
 import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
 
 import pytest
+from google.protobuf import json_format
 
 from deployment_pipeline import fields
 from deployment_pipeline.call import LONGEST_CALL_SECONDS
@@ -91,3 +93,13 @@ def test_the_proto_states_the_limits(stated: str) -> None:
     lines = (PROTOS / PROTO).read_text().splitlines()
     prose = " ".join(line.strip().removeprefix("//").strip() for line in lines)
     assert stated in prose
+
+
+def test_a_field_mask_in_json_is_written_as_the_proto_says() -> None:
+    lines = (PROTOS / PROTO).read_text().splitlines()
+    prose = " ".join(line.strip().removeprefix("//").strip() for line in lines)
+    [mask] = re.findall(r'lowerCamelCase paths, like ("[\w,]+")', prose)
+    request = json_format.Parse(f'{{"updateMask": {mask}}}', pb.UpdatePipelineRequest())
+    assert list(request.update_mask.paths) == ["stages", "max_pending"]
+    with pytest.raises(json_format.ParseError):
+        json_format.Parse('{"updateMask": "max_pending"}', pb.UpdatePipelineRequest())
