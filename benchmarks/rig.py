@@ -1,6 +1,7 @@
 """Stores of the benchmark's own, the servers on them, and their end."""
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -9,8 +10,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,6 +33,7 @@ class Rig:
     database_url: str
     redis_url: str
     folder: Path
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def sql(self, query: str, *values: object, database: str = "") -> list[tuple[object, ...]]:
         url = with_database(self.database_url, database)
@@ -65,12 +68,9 @@ class Rig:
             **{f"DP_{name.upper()}": str(value) for name, value in settings.items()},
         }
         arguments = ("-m", "deployment_pipeline", "serve", "--workers", str(workers))
-        with started(arguments, self.folder / "service.log", environment) as process:
-            line = first_line(process)
-            found = re.search(r"127\.0\.0\.1:\d+", line)
-            if not found:
-                raise SystemExit(f"the service did not start: {line!r}; see {self.folder / 'service.log'}")
-            yield Server(found[0], process.pid)
+        log = self.folder / f"service-{next(self._numbers)}.log"
+        with started(arguments, log, environment) as process:
+            yield Server(said(process, log, r'(?<="listen": ")[^"]+'), process.pid)
 
     @contextlib.contextmanager
     def echo(self) -> Iterator["Server"]:
@@ -81,8 +81,9 @@ class Rig:
             port = holder.getsockname()[1]
             arguments = ("-m", "benchmarks.echo", str(port))
             for _ in range(WORKERS):
-                process = stack.enter_context(started(arguments, self.folder / "echo.log", {}))
-                first_line(process)
+                log = self.folder / f"echo-{next(self._numbers)}.log"
+                process = stack.enter_context(started(arguments, log, {}))
+                said(process, log, "serving")
             yield Server(f"127.0.0.1:{port}", process.pid)
 
 
@@ -122,27 +123,28 @@ def rig() -> Iterator[Rig]:
 @contextlib.contextmanager
 def started(
     arguments: tuple[str, ...], log: Path, environment: dict[str, str]
-) -> Iterator["subprocess.Popen[str]"]:
+) -> Iterator["subprocess.Popen[bytes]"]:
     own = {name: value for name, value in os.environ.items() if not name.startswith("DP_")}
-    with log.open("a") as errors:
+    with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, *arguments],
-            env={**own, **environment},
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
+            [sys.executable, *arguments], env={**own, **environment}, stdout=output, stderr=output
         )
     try:
         yield process
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(STOP_SECONDS)
-        if process.stdout:
-            process.stdout.close()
 
 
-def first_line(process: "subprocess.Popen[str]") -> str:
-    return process.stdout.readline() if process.stdout else ""
+def said(process: "subprocess.Popen[bytes]", log: Path, pattern: str) -> str:
+    """What of its log matches the pattern, once it is there."""
+    while True:
+        over = process.poll() is not None
+        if found := re.search(pattern, text := log.read_text()):
+            return found[0]
+        if over:
+            raise SystemExit(f"it did not start: {text}")
+        time.sleep(0.01)
 
 
 def with_database(url: str, database: str) -> str:

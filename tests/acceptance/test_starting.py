@@ -41,7 +41,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def log(folder: Path) -> Iterator[TextIO]:
-    with (folder / "log").open("w+") as file:
+    with (folder / "log").open("a+") as file:
         yield file
 
 

@@ -13,6 +13,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from deployment_pipeline.run.workers import ASK_SECONDS, MAX_UNANSWERED
 from support.clients import TypedClient
 from support.processes import all_gone, children, gone
 from support.servers import Server
@@ -24,6 +25,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at proces
 WORKERS = 3
 # The kernel gives each connection to a worker: with this many, none gets all of them.
 CONNECTIONS = 24
+# From the moment when it hangs.
+REPLACED_SECONDS = 10
 
 
 class Workers(Server):
@@ -32,7 +35,7 @@ class Workers(Server):
 
 @pytest.fixture
 def log() -> Iterator[TextIO]:
-    with scratch_folder() as folder, (folder / "log").open("w+") as file:
+    with scratch_folder() as folder, (folder / "log").open("a+") as file:
         yield file
 
 
@@ -56,6 +59,15 @@ async def channels(address: str) -> AsyncIterator[grpc.aio.Channel]:
         options = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(address, options=options) as channel:
             yield channel
+
+
+async def replaced(workers: Workers, others: list[int]) -> bool:
+    """Whether there are as many again, and the others among them."""
+    for _ in range(500):
+        if len(pids := children(workers.process.pid)) == WORKERS:
+            return {*others} < {*pids}
+        await asyncio.sleep(0.02)
+    return False
 
 
 async def test_they_share_a_port_and_the_calls(workers: Workers, log: TextIO, pipeline: str) -> None:
@@ -86,12 +98,39 @@ async def test_one_that_dies_is_replaced_while_the_others_serve(
     async for channel in channels(workers.address):
         client = TypedClient(channel)
         assert (await client.call("GetPipeline", name=pipeline)).name == pipeline
-    for _ in range(500):
-        if len(children(workers.process.pid)) == WORKERS:
-            break
-        await asyncio.sleep(0.02)
-    assert {*before[1:]} < {*children(workers.process.pid)}, "the others are still there"
+    assert await replaced(workers, before[1:])
     assert workers.stop() == 0
+
+
+async def test_one_that_hangs_is_replaced(workers: Workers, log: TextIO, pipeline: str) -> None:
+    hung, *others = children(workers.process.pid)
+    os.kill(hung, signal.SIGSTOP)
+    assert await all_gone([hung], REPLACED_SECONDS)
+    assert await replaced(workers, others)
+    async for channel in channels(workers.address):
+        client = TypedClient(channel)
+        assert (await client.call("GetPipeline", name=pipeline, timeout=5)).name == pipeline
+    events = [line["event"] for line in lines(log) if line["level"] == "error"]
+    assert events == ["a worker does not answer, and is killed", "a worker ended, and is replaced"]
+    assert workers.stop() == 0
+
+
+async def test_one_that_hangs_does_not_hold_up_the_end(workers: Workers) -> None:
+    pids = children(workers.process.pid)
+    os.kill(pids[0], signal.SIGSTOP)
+    assert await asyncio.to_thread(workers.stop) == 0
+    assert all(map(gone, pids))
+
+
+async def test_a_supervisor_that_was_stopped_kills_nobody(workers: Workers, log: TextIO) -> None:
+    pids = children(workers.process.pid)
+    os.kill(workers.process.pid, signal.SIGSTOP)
+    await asyncio.sleep(ASK_SECONDS * (MAX_UNANSWERED + 2))
+    os.kill(workers.process.pid, signal.SIGCONT)
+    await asyncio.sleep(ASK_SECONDS * 2)
+    assert children(workers.process.pid) == pids
+    assert workers.stop() == 0
+    assert not [line for line in lines(log) if line["level"] == "error"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])

@@ -69,7 +69,7 @@ def test_whatever_is_sent_is_answered_or_refused_with_a_reason(
 ) -> None:
     with (
         scratch_folder() as folder,
-        (folder / "log").open("w+") as log,
+        (folder / "log").open("a+") as log,
         asyncio.Runner() as runner,
         server(stores, log=log) as running,
     ):

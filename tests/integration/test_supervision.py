@@ -1,22 +1,90 @@
-"""What keeps a worker from starting is said once, and nothing is left behind."""
+"""What a supervisor does with workers that do not start, or do not answer."""
 
+import asyncio
+import contextlib
 import os
 import socket
 import sys
+from collections.abc import AsyncIterator, Callable
+from typing import TypeAlias
 
 import pytest
+from structlog.testing import capture_logs
 
+from deployment_pipeline.run import workers
 from deployment_pipeline.run.workers import CannotStart, supervise
+from support.processes import all_gone
+from support.stores import scratch_folder
+
+Program: TypeAlias = Callable[[str], None]
+
+# In a script, $4 is the worker's number, and $5 its lifeline.
+SERVES = "echo serving >&$5"
+ANSWERS = f"{SERVES}; while read -u $5 question; do echo alive >&$5; done"
+HANGS = "exec sleep 60"
 
 
-async def test_a_worker_that_cannot_start_ends_the_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+async def program(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Program]:
+    """Makes a script the program of the workers, and sees that none of them is left in the end."""
+    monkeypatch.setattr(workers, "ASK_SECONDS", 0.25)
+    monkeypatch.setattr(workers, "REPLACE_SECONDS", 0.1)
+    monkeypatch.setattr(workers, "STOP_SECONDS", 0.5)
+    with scratch_folder() as folder:
+        file = folder / "program"
+
+        def becomes(script: str) -> None:
+            file.write_text(f"#!/bin/bash\necho $$ >> {folder}/pids\n{script}\n")
+            file.chmod(0o755)
+            monkeypatch.setattr(sys, "executable", str(file))
+
+        yield becomes
+        assert await all_gone(map(int, (folder / "pids").read_text().split()))
+
+
+@pytest.fixture
+def listen() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("script", ["exit 1", f"case $4 in 1) {ANSWERS};; 2) exit 1;; *) {HANGS};; esac"])
+async def test_a_worker_that_cannot_start_ends_the_supervisor(
+    program: Program, listen: str, script: str
+) -> None:
+    program(script)
     served: list[int] = []
-    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(CannotStart):
-        await supervise(2, f"127.0.0.1:{port}", os.environ, served.append)
+        await supervise(3, listen, os.environ, served.append)
     assert not served
     with socket.socket() as again:
-        again.bind(("127.0.0.1", port))
+        again.bind(("127.0.0.1", int(listen.rpartition(":")[2])))
+
+
+async def test_a_worker_that_hangs_as_it_starts_is_killed(
+    program: Program, listen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "START_SECONDS", 0.5)
+    program(HANGS)
+    with pytest.raises(CannotStart, match="did not serve within"):
+        await supervise(2, listen, os.environ, lambda _: None)
+
+
+async def test_a_worker_that_does_not_answer_is_killed_and_replaced_again_and_again(
+    program: Program, listen: str
+) -> None:
+    program(f"case $4 in 1) {ANSWERS};; *) {SERVES}; {HANGS};; esac")
+    ready = asyncio.Event()
+    with capture_logs() as lines:
+        supervising = asyncio.create_task(supervise(2, listen, os.environ, lambda _: ready.set()))
+        await ready.wait()
+        for _ in range(1000):
+            if len(killed := [line for line in lines if "does not answer" in line["event"]]) > 1:
+                break
+            await asyncio.sleep(0.02)
+        supervising.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await supervising
+    assert {line["worker"] for line in killed} == {2}
+    assert len({line["pid"] for line in killed}) == 2

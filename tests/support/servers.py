@@ -4,21 +4,27 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import TextIO
+from typing import IO, Any, TextIO
 
 from support.stores import ROOT, Stores
 
+START_SECONDS = 60
 STOP_SECONDS = 15
+# In the log; the release before says it on standard output.
+SERVING = re.compile(r'(?:"listen": "|serves gRPC on )(127\.0\.0\.1:\d+)["\n]')
 
 NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
 
 class Server:
-    """`deployment-pipeline serve`, with the port that it took."""
+    """`deployment-pipeline serve`, with the port that it took. log: open for reading and appending."""
 
     program: tuple[str, ...] = ("-m", "deployment_pipeline")
     arguments: tuple[str, ...] = ("serve",)
@@ -26,34 +32,51 @@ class Server:
     def __init__(self, settings: Mapping[str, str], log: TextIO | None = None) -> None:
         self.settings = {"DP_LISTEN": "127.0.0.1:0", "DP_DRAIN_MS": "0", **settings}
         self.log = log
-        self.process: subprocess.Popen[str] = None  # type: ignore[assignment]  # set by start
+        self.process: subprocess.Popen[bytes] = None  # type: ignore[assignment]  # set by start
         self.start()
 
     def start(self) -> None:
-        if self.process and self.process.stdout:
-            self.process.stdout.close()
+        with contextlib.ExitStack() as stack:
+            log = self.log or stack.enter_context(tempfile.TemporaryFile("a+"))
+            begin = log.seek(0, os.SEEK_END)
+            self.launch(log, log)
+            self.address = self._serving(log, begin)
+
+    def launch(self, stdout: "int | IO[Any] | None", stderr: "int | IO[Any] | None") -> None:
+        """Without waiting until it serves."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("DP_")}
         self.process = subprocess.Popen(
             [sys.executable, *self.program, *self.arguments],
             env={**environment, **self.settings},
-            stdout=subprocess.PIPE,
-            stderr=self.log or subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
             cwd=ROOT,
-            text=True,
         )
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        found = re.search(r"127\.0\.0\.1:\d+", line)
-        assert found, f"the server printed {line!r}"
-        self.address = found[0]
+
+    def _serving(self, log: TextIO, begin: int) -> str:
+        """Its address, once it says it."""
+        give_up_at = time.monotonic() + START_SECONDS
+        while time.monotonic() < give_up_at:
+            over = self.process.poll() is not None
+            log.seek(begin)
+            if found := SERVING.search(text := log.read()):
+                return found[1]
+            if over:
+                break
+            time.sleep(0.01)
+        raise AssertionError(f"the server does not serve; it said {text!r}")
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """Returns the exit code."""
         self.process.send_signal(how)
-        code = self.process.wait(STOP_SECONDS)
-        if self.process.stdout:
-            self.process.stdout.close()
-        return code
+        return self.process.wait(STOP_SECONDS)
+
+
+def free_address() -> str:
+    """For a server whose log cannot be read."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 @contextlib.contextmanager

@@ -3,11 +3,11 @@
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Coroutine, Iterator
 from importlib.util import find_spec
 from typing import Any
@@ -42,6 +42,7 @@ class Unusable(Exception):
 
 
 def main() -> None:
+    _open_standard_files()
     parser = argparse.ArgumentParser(prog="deployment-pipeline", description=__doc__)
     parser.add_argument("--version", action="version", version=VERSION)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -114,13 +115,23 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _report(problem: str) -> int:
-    print(f"deployment-pipeline: {problem}", file=sys.stderr)
-    return 2
+def _open_standard_files() -> None:
+    """If one of the first three is closed, a connection that is opened later would take its number, and get
+    what is printed."""
+    while (file := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(file)
 
 
 # What a command needs is imported by it: a health check every few seconds must not load the whole service.
 # ruff: noqa: PLC0415
+
+
+def _report(problem: str) -> int:
+    from deployment_pipeline import logs
+
+    logs.text(f"deployment-pipeline: {problem}")
+    return 2
 
 
 def _serve(config: Settings, embedded: bool, count: int, *, migrates: bool) -> None:
@@ -153,15 +164,11 @@ def _serve(config: Settings, embedded: bool, count: int, *, migrates: bool) -> N
 def _worker(config: Settings, number: int, lifeline: int) -> None:
     from deployment_pipeline import logs
     from deployment_pipeline.run import server
+    from deployment_pipeline.run.lifeline import say_serving
 
     logs.configure(config.log_level, worker=number)
     with _unusable_explained():
-        _run(server.serve(config, lambda _: _alive(lifeline), lifeline))
-
-
-def _alive(lifeline: int) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the supervisor is gone, and so shall we be
-        os.write(lifeline, b".")
+        _run(server.serve(config, lambda _: say_serving(lifeline), lifeline))
 
 
 @contextlib.contextmanager
@@ -254,18 +261,26 @@ def _check(config: Settings) -> None:
 
 
 def _announce(config: Settings, port: int, embedded: bool) -> None:
+    from deployment_pipeline import logs
+
     listen = f"{config.listen.rpartition(':')[0]}:{port}"
     stores = {
         "postgres": settings.masked(config.database_url),
         "redis": settings.masked(config.redis_url),
     }
-    with contextlib.suppress(BrokenPipeError):
-        if embedded:
-            print(f"deployment-pipeline serves gRPC on {listen}")
-            print("\n".join(f"  {name:8}  {url}" for name, url in stores.items()))
-            print(TRY.format(url=f"http://{listen}", data_dir=config.data_dir), flush=True)
-        else:
-            print(json.dumps({"event": "serving", "listen": listen, **stores}), flush=True)
+    logs.announce("serving", version=VERSION, listen=listen, **stores)
+    if embedded:
+        shown = "\n".join(f"  {name:8}  {url}" for name, url in stores.items())
+        try_it = TRY.format(url=f"http://{listen}", data_dir=config.data_dir)
+        greeting = f"deployment-pipeline serves gRPC on {listen}\n{shown}\n{try_it}\n"
+        # In a thread: if nobody reads it, the service must not wait.
+        threading.Thread(target=_print, args=(greeting,), daemon=True).start()
+
+
+def _print(text: str) -> None:
+    """Past sys.stdout, whose lock the end of the process would wait for."""
+    with contextlib.suppress(OSError):
+        os.write(1, os.fsencode(text))
 
 
 def _healthcheck(config: Settings, service: str) -> int:

@@ -38,6 +38,7 @@ UNPRIVILEGED_USER = "nobody"
 _FIT_FOR_SOCKETS = re.compile(r"[A-Za-z0-9/._-]{1,80}")
 PR_SET_PDEATHSIG = 1
 
+_libc = ctypes.CDLL(None)
 log = structlog.get_logger()
 
 
@@ -93,7 +94,7 @@ class _Server:
                 stderr=output,
                 env=_environment(),
                 start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # no threads yet
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # takes no lock
                 **identity,
             )
         give_up_at = time.monotonic() + START_SECONDS
@@ -233,4 +234,4 @@ def _environment() -> dict[str, str]:
 
 
 def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGINT)

@@ -13,6 +13,7 @@ from deployment_pipeline.engine import Engine
 from deployment_pipeline.guard.guard import Guard
 from deployment_pipeline.postgres import Postgres
 from deployment_pipeline.run import listening
+from deployment_pipeline.run.lifeline import answer
 from deployment_pipeline.run.settings import Settings
 from deployment_pipeline.run.workers import STOP_SIGNALS
 
@@ -57,11 +58,6 @@ async def running(settings: Settings, *, shares_port: bool = False) -> AsyncIter
             await rpc.stop(settings.drain_ms / 1000)
 
 
-def _stop_once(loop: asyncio.AbstractEventLoop, lifeline: int, stop: asyncio.Event) -> None:
-    loop.remove_reader(lifeline)  # its end stays readable
-    stop.set()
-
-
 def _collect_garbage_less() -> None:
     """What is loaded stays, and is not looked at again and again; calls leave few cycles behind."""
     gc.collect()
@@ -71,13 +67,14 @@ def _collect_garbage_less() -> None:
 
 async def serve(settings: Settings, ready: Callable[[int], object], lifeline: int | None = None) -> None:
     """Serve until SIGTERM or SIGINT. `ready` is called with the port once calls are answered. lifeline: the
-    file descriptor of a worker's, which shares its port and stops when that ends."""
+    file descriptor of a worker's, which shares its port, and stops when its supervisor is gone."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
     if lifeline is not None:
-        loop.add_reader(lifeline, _stop_once, loop, lifeline, stop)
+        answering = asyncio.create_task(answer(lifeline))
+        answering.add_done_callback(lambda _: stop.set())
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     async with running(settings, shares_port=lifeline is not None) as port:
         ready(port)

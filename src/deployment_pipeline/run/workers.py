@@ -2,8 +2,8 @@
 
 A worker is this program again, with an event loop, connections and health of its own; the kernel gives each
 new client connection to one of them (SO_REUSEPORT). The supervisor serves nothing: it holds the port, so that
-no other service joins it, and the workers' lifelines, by which a worker says that it serves and learns that
-its supervisor is gone.
+no other service joins it, and the workers' lifelines, by which a worker says that it serves, shows that its
+event loop runs, and learns that its supervisor is gone.
 """
 
 import asyncio
@@ -17,12 +17,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import structlog
 
+from deployment_pipeline.run.lifeline import QUESTION, message
 from deployment_pipeline.run.listening import held
 
-# Longer than a worker's own stop may take.
-STOP_SECONDS = 15.0
+# Longer than any start takes, even if as many as there may be share two cores.
+START_SECONDS = 120.0
+# Longer than a worker's own stop may take. All must be gone within 15 s.
+STOP_SECONDS = 14.0
 # A worker that ends sooner than this after its start is not replaced before.
 REPLACE_SECONDS = 1.0
+# How often a worker is asked whether it is alive, and how many questions it may leave without an answer. They
+# are counted instead of measuring time, which also passes while the supervisor itself is stopped.
+ASK_SECONDS = 1.0
+MAX_UNANSWERED = 4
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 log = structlog.get_logger()
@@ -39,20 +46,28 @@ class Worker:
         self.number = number
         self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
-        self._lifeline = socket.socket()
+        self._reader = asyncio.StreamReader()
+        self._writer: asyncio.StreamWriter | None = None
         self._started_at = 0.0
+        self._unanswered = 0
 
     async def start(self) -> None:
         """Returns when it serves. Raises CannotStart, or OSError if there can be no process."""
-        process = self._process = self._spawn()
-        if not await self._next_byte():
-            raise CannotStart
+        process = await self._spawn()
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                serves = await message(self._reader)
+        except TimeoutError:
+            process.kill()
+            raise CannotStart(f"it did not serve within {START_SECONDS:.0f} s") from None
+        if not serves:
+            raise CannotStart("it ended before it served")
         log.info("a worker serves", worker=self.number, pid=process.pid)
 
     async def keep(self) -> None:
         """Replace it whenever it ends."""
         while self._process:
-            await self._next_byte()
+            await self._ended(self._process)
             code = self._process.wait()
             log.error("a worker ended, and is replaced", worker=self.number, exit_code=code)
             await asyncio.sleep(self._started_at + REPLACE_SECONDS - time.monotonic())
@@ -63,34 +78,51 @@ class Worker:
 
     async def stop(self) -> None:
         """By force if it must be."""
-        if self._process is None:
-            self._lifeline.close()
-            return
-        self._process.terminate()
-        try:
-            async with asyncio.timeout(STOP_SECONDS):
-                while await self._next_byte():
-                    pass
-        except TimeoutError:
-            self._process.kill()
-        self._process.wait()
-        self._lifeline.close()
+        if self._process:
+            self._process.terminate()
+            try:
+                async with asyncio.timeout(STOP_SECONDS):
+                    await self._ended(self._process)
+            except TimeoutError:
+                self._process.kill()
+            self._process.wait()
+        if self._writer:
+            self._writer.close()
 
-    def _spawn(self) -> "subprocess.Popen[bytes]":
+    async def _ended(self, process: "subprocess.Popen[bytes]") -> None:
+        """Returns when it has ended. It is killed if it does not answer."""
+        while self._unanswered < MAX_UNANSWERED:
+            self._ask()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ASK_SECONDS):
+                    while await message(self._reader):
+                        self._unanswered = 0
+                    return
+        log.error("a worker does not answer, and is killed", worker=self.number, pid=process.pid)
+        process.kill()
+        while await message(self._reader):
+            pass
+
+    def _ask(self) -> None:
+        if self._writer:
+            self._writer.write(QUESTION)
+        self._unanswered += 1
+
+    async def _spawn(self) -> "subprocess.Popen[bytes]":
         self._started_at = time.monotonic()
-        self._lifeline.close()
-        self._lifeline, other_end = socket.socketpair()
-        self._lifeline.setblocking(False)
-        command = (sys.executable, "-m", "deployment_pipeline", "worker")
-        lifeline = other_end.fileno()
-        with other_end, _blocked(STOP_SIGNALS):
-            return subprocess.Popen(
-                [*command, str(self.number), str(lifeline)], env=self._environment, pass_fds=(lifeline,)
-            )
+        self._unanswered = 0
+        if self._writer:
+            self._writer.close()
+        end, other_end = socket.socketpair()
+        with other_end:
+            self._reader, self._writer = await asyncio.open_unix_connection(sock=end)
+            self._process = self._launch(other_end.fileno())
+        return self._process
 
-    async def _next_byte(self) -> bytes:
-        """A byte when it serves; nothing when it has ended."""
-        return await asyncio.get_running_loop().sock_recv(self._lifeline, 1)
+    def _launch(self, lifeline: int) -> "subprocess.Popen[bytes]":
+        command = (sys.executable, "-m", "deployment_pipeline", "worker", str(self.number), str(lifeline))
+        with _blocked(STOP_SIGNALS):
+            return subprocess.Popen(command, env=self._environment, pass_fds=(lifeline,))
 
 
 async def supervise(
@@ -113,7 +145,12 @@ async def supervise(
 
 async def _keep(workers: Sequence[Worker], ready: Callable[[], None]) -> None:
     await workers[0].start()  # what keeps one from starting keeps all: it is said once
-    await asyncio.gather(*(worker.start() for worker in workers[1:]))
+    try:
+        async with asyncio.TaskGroup() as starting:
+            for worker in workers[1:]:
+                starting.create_task(worker.start())
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
     ready()
     await asyncio.gather(*(worker.keep() for worker in workers))
 
