@@ -158,8 +158,8 @@ async def every_statement(postgres: Postgres) -> None:
     await make(postgres, CreatePipeline(name=BUSY, stages=["x"]), "PIPELINE_EXISTS")
     await make(postgres, CreatePipeline(name=f"n-{uuid.uuid4().hex}", stages=["x"]))
     await make(postgres, UpdatePipeline(name=BUSY, update_mask=["description"], description="d"))
-    await make(postgres, LockPipeline(name=BUSY, reason="r", expires_at=tomorrow))
-    await make(postgres, UnlockPipeline(name=BUSY, start_next=True))
+    await make(postgres, LockPipeline(name=BUSY, reason="r", owner="ops", expires_at=tomorrow))
+    await make(postgres, UnlockPipeline(name=BUSY, owner="ops", start_next=True))
     for on_busy, outcome in (
         (OnBusy.REJECT, "PIPELINE_BUSY"),
         (OnBusy.QUEUE, "OK"),
