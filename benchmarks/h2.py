@@ -12,9 +12,12 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 END_STREAM, END_HEADERS, ACK = 1, 4, 1
 HEADER_BYTES = 9
-HEADER_TABLE_SIZE, INITIAL_WINDOW_SIZE = 1, 4
+PREFIX_BYTES = 5  # of a message
+HEADER_TABLE_SIZE, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE = 1, 3, 4
 WINDOW = 2**31 - 1
 FIRST_WINDOW = 65_535
+# How many calls may be under way until the server says how many.
+FIRST_MAX_STREAMS = 100
 # The first dynamic entry of a header table; those below are in the specification.
 FIRST_DYNAMIC = 62
 STATIC = {":authority": 1, ":path": 4, "content-type": 31}
@@ -70,6 +73,7 @@ class Connection(asyncio.Protocol):
         self._calls: dict[int, tuple[Done, list[bytes]]] = {}
         self._stream = 1
         self._window = FIRST_WINDOW
+        self._max_streams = FIRST_MAX_STREAMS
         self._held: deque[tuple[str, bytes, Done]] = deque()
         self._unread = b""
         self._consumed = 0
@@ -93,7 +97,7 @@ class Connection(asyncio.Protocol):
         if self.failed:
             raise ConnectionError(self.failed)
         body = b"\0" + len(message).to_bytes(4) + message
-        if len(body) > self._window:
+        if not self._fits(len(body)):
             self._held.append((path, message, done))
             return
         self._window -= len(body)
@@ -136,6 +140,7 @@ class Connection(asyncio.Protocol):
             if flags & END_STREAM:
                 done, parts = self._calls.pop(stream)
                 done(_status(payload), b"".join(parts)[5:])
+                self._go_on()
         elif kind == DATA:
             self._calls[stream][1].append(payload)
             self._consumed += len(payload)
@@ -144,16 +149,25 @@ class Connection(asyncio.Protocol):
                 self._consumed = 0
         elif kind == WINDOW_UPDATE and stream == 0:
             self._window += int.from_bytes(payload)
-            held, self._held = self._held, deque()
-            for path, message, done in held:
-                self.call(path, message, done)
+            self._go_on()
         elif kind == SETTINGS and not flags & ACK:
+            settings = {payload[at + 1]: payload[at + 2 : at + 6] for at in range(0, len(payload), 6)}
+            if MAX_CONCURRENT_STREAMS in settings:
+                self._max_streams = int.from_bytes(settings[MAX_CONCURRENT_STREAMS])
             self._send(frame(SETTINGS, ACK, 0))
         elif kind == PING and not flags & ACK:
             self._send(frame(PING, ACK, 0, payload))
         elif kind in (RST_STREAM, GOAWAY):
             self.failed = f"the server sent {'RST_STREAM' if kind == RST_STREAM else 'GOAWAY'}"
             self._transport.close()
+
+    def _go_on(self) -> None:
+        """With what was held back."""
+        while self._held and self._fits(PREFIX_BYTES + len(self._held[0][1])):
+            self.call(*self._held.popleft())
+
+    def _fits(self, size: int) -> bool:
+        return size <= self._window and len(self._calls) < self._max_streams
 
 
 def _status(block: bytes) -> int:

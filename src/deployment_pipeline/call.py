@@ -11,6 +11,9 @@ from typing import Any
 
 # A call without a deadline gets this many seconds, and no call gets more: it must end within 15.
 LONGEST_CALL_SECONDS = 10.0
+# Who waits in vain gives up this long before the caller's time is over, so that the caller hears our reason
+# and not its own DEADLINE_EXCEEDED.
+SHAVED_SECONDS = 0.04
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,11 @@ def ends_at() -> float:
 def remaining() -> float:
     """Seconds left, at least 0."""
     return max(0.0, ends_at() - time.monotonic())
+
+
+def patience() -> float:
+    """For how many seconds the call may wait for something that others have; at least 0."""
+    return max(0.0, remaining() - SHAVED_SECONDS)
 
 
 def attempt() -> Attempt:

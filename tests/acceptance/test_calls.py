@@ -1,6 +1,7 @@
 """What holds for every call, of one answer or of a stream of them."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -8,6 +9,7 @@ import grpc
 import pytest
 from grpc import StatusCode
 
+from deployment_pipeline import call
 from deployment_pipeline.edge.calls import Calls
 from deployment_pipeline.refusals import PipelineNotFound
 from deployment_pipeline.run.server import running
@@ -34,7 +36,7 @@ async def test_a_call_too_many_is_refused_at_once_and_hurts_no_other(
         assert isinstance(error, Refused)
         assert (error.code, error.reason) == (StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
         proxy.release()
-        assert {(await call).name for call in held} == {pipeline}
+        assert {(await one).name for one in held} == {pipeline}
 
 
 class Streams:
@@ -46,6 +48,9 @@ class Streams:
     async def Count(self, request: bytes, context: object) -> AsyncIterator[bytes]:
         for number in range(int(request)):
             yield str(number).encode()
+
+    async def TimeLeft(self, request: bytes, context: object) -> AsyncIterator[bytes]:
+        yield str(call.remaining()).encode()
 
     async def Refuse(self, request: bytes, context: object) -> AsyncIterator[bytes]:
         yield b"0"
@@ -69,7 +74,7 @@ async def streams() -> AsyncIterator[tuple[Streams, Calls, grpc.aio.Channel]]:
     served, calls = Streams(), Calls(())
     handlers: dict[str, Any] = {
         name: grpc.unary_stream_rpc_method_handler(getattr(served, name))
-        for name in ("Count", "Refuse", "Fail", "Forever")
+        for name in ("Count", "TimeLeft", "Refuse", "Fail", "Forever")
     }
     calls.add_registered_method_handlers("test.Streams", handlers)
     server = grpc.aio.server()
@@ -123,12 +128,21 @@ async def test_a_stream_whose_caller_leaves_is_closed(
 ) -> None:
     served, calls, channel = streams
     stream: Any = channel.unary_stream("/test.Streams/Forever")
-    call = stream(b"")
-    assert await call.read() == b"0"
-    call.cancel()
+    forever = stream(b"")
+    assert await forever.read() == b"0"
+    forever.cancel()
     async with asyncio.timeout(5):
         await served.closed.wait()
         await calls.drain()
+
+
+async def test_once_the_server_stops_no_call_gets_longer_than_that(
+    streams: tuple[Streams, Calls, grpc.aio.Channel],
+) -> None:
+    _, calls, channel = streams
+    calls.end_by(time.monotonic() + 5)
+    [left] = await received(channel, "TimeLeft")
+    assert 0 < float(left) <= 5 < call.LONGEST_CALL_SECONDS
 
 
 async def test_while_draining_no_stream_begins(

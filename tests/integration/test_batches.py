@@ -14,7 +14,7 @@ from deployment_pipeline.commands import AdvanceStage, CancelDeployment, CreateP
 from deployment_pipeline.model import Decision, HistoryFilter, OnBusy
 from deployment_pipeline.postgres import Postgres
 from deployment_pipeline.postgres.reads import ROWS_TOGETHER
-from deployment_pipeline.refusals import OutcomeUnknown, StoreUnavailable
+from deployment_pipeline.refusals import OutcomeUnknown, Overloaded
 from deployment_pipeline.states import Status
 from support.proxy import Proxy, postgres_proxy
 from support.stores import Stores
@@ -211,7 +211,7 @@ async def test_who_must_wait_for_a_lock_waits_alone_and_no_longer_than_its_calle
         others = await asyncio.gather(*(asyncio.create_task(impatient(name)) for name in free))
         assert [decision.outcome for decision in others] == ["OK"] * len(free)
         assert not stuck.done()
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(Overloaded):
             await stuck
     assert 0.4 < time.monotonic() - began < 5
     assert (await replica.trigger(held)).outcome == "OK"

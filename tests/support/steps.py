@@ -1,5 +1,6 @@
 """Steps that many tests take, with any client of the contract."""
 
+import asyncio
 from collections.abc import Awaitable
 from typing import Any
 
@@ -56,3 +57,10 @@ async def outcome(call: Awaitable[Answer]) -> Answer | Refused:
         return await call
     except Refused as refused:
         return refused
+
+
+async def fill_history(client: Client, pipeline: str, deployments: int) -> None:
+    """With as much text as there may be."""
+    await client.call("CreatePipeline", name=pipeline, stages=["a"], max_pending=deployments)
+    waiting = (queue(client, pipeline, str(n), reason="x" * 4096) for n in range(deployments))
+    await asyncio.gather(*waiting)

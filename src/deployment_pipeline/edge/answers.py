@@ -1,9 +1,11 @@
 """A refusal as a gRPC status: its code, and the details that clients read by program."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
+import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import (
@@ -18,6 +20,8 @@ from grpc import StatusCode
 
 from deployment_pipeline import refusals
 from deployment_pipeline.refusals import Refusal, Violation
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 DOMAIN = "dp.v1"
 DETAILS_KEY = "grpc-status-details-bin"
@@ -166,3 +170,15 @@ def _answer(
     for detail in (ErrorInfo(reason=reason, domain=DOMAIN, metadata=facts), *details):
         status.details.add().Pack(detail)
     return Answer(code, message, status.SerializeToString(), facts)
+
+
+async def abort(context: Context, answer: Answer) -> NoReturn:
+    """End the call with it. Raises AbortError."""
+    metadata = ((DETAILS_KEY, answer.details),)
+    try:
+        await context.abort(answer.code, answer.message, trailing_metadata=metadata)
+    except grpc.aio.AbortError as aborted:
+        # The call's state keeps it, and it the call's frames: a cycle for the garbage collector, for each
+        # refusal. Nobody looks at its traceback after this step.
+        asyncio.get_running_loop().call_soon(aborted.with_traceback, None)
+        raise

@@ -6,6 +6,7 @@ What holds for every call is a step here, each a function of its own; `_unary` a
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import cache, partial
@@ -19,15 +20,19 @@ from google.protobuf.message import DecodeError, Message
 
 from deployment_pipeline import call, logs
 from deployment_pipeline.edge import answers, attempts
+from deployment_pipeline.edge.answers import Context, abort
+from deployment_pipeline.edge.arrivals import Arrivals
+from deployment_pipeline.edge.unsent import LONG_BYTES, Unsent
 from deployment_pipeline.refusals import InvalidFields, Overloaded, Refusal, ShuttingDown, Violation
 from dp.v1 import deployment_pipeline_pb2 as pb
 
 # Calls under way in this process; more are refused at once instead of piling up.
 MAX_CALLS = 4096
+# How the names of those methods begin that change nothing (AIP-131, AIP-132).
+READS = ("Get", "List")
 
 log = structlog.get_logger()
 
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Facts: TypeAlias = Mapping[str, Any]
 
@@ -44,9 +49,13 @@ class Calls:
         """attempt_id_headers: see `attempts.attempt`."""
         self._attempt_id_headers = attempt_id_headers
         self._services: dict[str, dict[str, Handler]] = {}
-        self._running = 0
+        self._arrivals = Arrivals()
+        self._unsent = Unsent()
+        self._running: set[Context] = set()
         self._idle = asyncio.Event()
         self._draining = False
+        # Until when every call must have ended, on the monotonic clock, once the server stops.
+        self._ends_at = math.inf
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
         """The generated code gives its methods here and below; once is enough."""
@@ -62,8 +71,14 @@ class Calls:
         for service, handlers in self._services.items():
             server.add_registered_method_handlers(service, handlers)
 
+    def end_by(self, ends_at: float) -> None:
+        """No call gets longer than that, on the monotonic clock."""
+        self._ends_at = ends_at
+
     def refuse_new_calls(self) -> None:
+        """And those whose request is not here yet."""
         self._draining = True
+        self._arrivals.give_up(ShuttingDown())
 
     async def drain(self) -> None:
         """Wait for the calls that are running: grpc's own stop does not wait for their clean-up."""
@@ -80,35 +95,43 @@ class Calls:
             except DecodeError:
                 return _Unreadable()
 
+        # As if they took a stream of requests: see `arrivals`.
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
+            return grpc.stream_stream_rpc_method_handler(
                 partial(self._stream, method, handler.unary_stream),  # type: ignore[arg-type]  # an aio handler
                 request_deserializer=read,
                 response_serializer=handler.response_serializer,
             )
-        return grpc.unary_unary_rpc_method_handler(
-            partial(self._unary, method, handler.unary_unary),  # type: ignore[arg-type]  # an aio handler
+        return grpc.stream_unary_rpc_method_handler(
+            partial(self._unary, method, handler.unary_unary, handler.response_serializer),  # type: ignore[arg-type]  # an aio handler
             request_deserializer=read,
-            response_serializer=handler.response_serializer,
         )
 
     async def _unary(
-        self, method: str, handle: Callable[[Any, Context], Awaitable[Any]], request: Any, context: Context
-    ) -> Any:
+        self,
+        method: str,
+        handle: Callable[[Any, Context], Awaitable[Any]],
+        serialize: Callable[[Any], bytes],
+        _: object,
+        context: Context,
+    ) -> bytes:
+        request = await self._arrivals.request(context)
         started, code = time.perf_counter(), grpc.StatusCode.CANCELLED
         said: Facts = {}
-        self._running += 1
         try:
             try:
                 self._admit(method, request, context)
                 response = await handle(request, context)
+                data = serialize(response)
+                if len(data) > LONG_BYTES and method.startswith(READS):
+                    self._unsent.add(len(data), context)
                 code, said = grpc.StatusCode.OK, _about(request, response, context)
-                return response
+                return data
             except Exception as error:
                 answer, said = _explained(method, request, error)
                 code = answer.code
             # Not where the error is still being handled: it would live on as the context of AbortError.
-            await _abort(context, answer)
+            await abort(context, answer)
         finally:
             self._conclude(method, started, code, said, context)
 
@@ -116,12 +139,12 @@ class Calls:
         self,
         method: str,
         handle: Callable[[Any, Context], AsyncIterator[Any]],
-        request: Any,
+        _: object,
         context: Context,
     ) -> AsyncIterator[Any]:
+        request = await self._arrivals.request(context)
         started, code, sent = time.perf_counter(), grpc.StatusCode.CANCELLED, 0
         said: Facts = {}
-        self._running += 1
         try:
             try:
                 self._admit(method, request, context)
@@ -133,18 +156,24 @@ class Calls:
             except Exception as error:
                 answer, said = _explained(method, request, error)
                 code = answer.code
-            await _abort(context, answer)
+            await abort(context, answer)
         finally:
             self._conclude(method, started, code, {**said, "messages": sent}, context)
 
     def _admit(self, method: str, request: object, context: Context) -> None:
         """Begin the call's time, and refuse what is not to be served."""
-        attempt = attempts.attempt(context.invocation_metadata() or (), self._attempt_id_headers)
-        call.begin(context.time_remaining(), attempt)
+        left = context.time_remaining()
+        if self._ends_at < math.inf:
+            until_end = self._ends_at - time.monotonic()
+            left = until_end if left is None else min(left, until_end)
+        call.begin(left, attempts.attempt(context.invocation_metadata() or (), self._attempt_id_headers))
         if self._draining:
             raise ShuttingDown
-        if self._running > MAX_CALLS:
+        if isinstance(request, Refusal):
+            raise request
+        if len(self._running) >= MAX_CALLS:
             raise Overloaded
+        self._running.add(context)
         if isinstance(request, _Unreadable):
             rule = f"is not a {method} request: its bytes are not such a message, or a text is not UTF-8"
             raise InvalidFields([Violation("request", rule)])
@@ -153,7 +182,7 @@ class Calls:
         self, method: str, started: float, code: grpc.StatusCode, said: Facts, context: Context
     ) -> None:
         """code: CANCELLED if the caller left or its time ran out: there is nobody to answer."""
-        self._running -= 1
+        self._running.discard(context)
         if not self._running:
             self._idle.set()
         logs.call(
@@ -176,17 +205,6 @@ def _explained(method: str, request: object, error: Exception) -> tuple[answers.
     log.error("a bug", incident=incident, method=method, exc_info=error)
     answer = answers.internal(incident)
     return answer, answer.facts
-
-
-async def _abort(context: Context, answer: answers.Answer) -> None:
-    metadata = ((answers.DETAILS_KEY, answer.details),)
-    try:
-        await context.abort(answer.code, answer.message, trailing_metadata=metadata)
-    except grpc.aio.AbortError as aborted:
-        # The call's state keeps it, and it the call's frames: a cycle for the garbage collector, for each
-        # refusal. Nobody looks at its traceback after this step.
-        asyncio.get_running_loop().call_soon(aborted.with_traceback, None)
-        raise
 
 
 def _names(attempt: call.Attempt) -> Facts:

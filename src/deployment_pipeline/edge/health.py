@@ -7,11 +7,12 @@ Postgres or Redis; "readiness" that Postgres answers and takes changes, too.
 import asyncio
 from collections.abc import Awaitable, Callable
 
-import grpc
 import structlog
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio
 
+from deployment_pipeline.edge.answers import Context
+from deployment_pipeline.edge.streams import Streams
 from deployment_pipeline.refusals import Overloaded, StoreUnavailable
 from dp.v1 import deployment_pipeline_pb2 as pb
 
@@ -19,21 +20,44 @@ SERVICE = pb.DESCRIPTOR.services_by_name["DeploymentPipeline"].full_name
 LIVENESS = "liveness"
 READINESS = "readiness"
 PROBE_PAUSE_SECONDS = 2.0
+# In this process. Every client with the published service config has one for each connection.
+MAX_WATCHES = 1000
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 log = structlog.get_logger()
 
 
 class Health(aio.HealthServicer):  # type: ignore[misc]  # grpc_health has no types
-    """Health v1, with the List call that the library leaves out."""
+    """Health v1, with the List call that the library leaves out, and a Watch of its own: the library's sends
+    under a lock, so that one client that reads nothing would hold up all others, and the server's end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watches = Streams(MAX_WATCHES)
+        self._changed = asyncio.Event()  # a new one after each change
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
+        known = None
+        async with self.watches.place(context):
+            while True:
+                changed = self._changed
+                status = self._server_status.get(request.service, SERVICE_UNKNOWN)
+                if status != known:
+                    await context.write(health_pb2.HealthCheckResponse(status=status))
+                known = status
+                await changed.wait()
+
+    async def set(self, service: str, status: int) -> None:
+        await super().set(service, status)
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def List(
-        self,
-        request: health_pb2.HealthListRequest,
-        context: grpc.aio.ServicerContext[health_pb2.HealthListRequest, health_pb2.HealthListResponse],
+        self, request: health_pb2.HealthListRequest, context: Context
     ) -> health_pb2.HealthListResponse:
         statuses = {
             name: health_pb2.HealthCheckResponse(status=status)

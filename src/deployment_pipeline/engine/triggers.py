@@ -96,7 +96,7 @@ class Triggers:
                 trigger.pipeline,
                 partial(self._attempt, trigger, passage),
                 shares=trigger.shares,
-                patience_seconds=call.remaining(),
+                patience_seconds=call.patience(),
             )
         except TimeoutError as error:
             raise Overloaded from error
@@ -122,7 +122,7 @@ class Triggers:
             this.succeed(made, outcomes.busy(active) if active else None)
         except Refusal as refusal:
             about_us = isinstance(refusal, RequestIdReused | RetryWithoutToken | OutcomeUnknown)
-            is_theirs = trigger.takes_refusals and not about_us and call.remaining() > 0
+            is_theirs = trigger.takes_refusals and not about_us and call.patience() > 0
             this.fail(refusal, shared=is_theirs)
         if active:
             await self._guard.fill(passage, active, trigger.id)

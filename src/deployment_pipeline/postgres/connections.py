@@ -181,7 +181,7 @@ class Connections:
         """probes: also while Postgres is known to be away. Raises StoreUnavailable or Overloaded."""
         if self._away and not probes:
             raise StoreUnavailable
-        wait = max(0.001, min(call.remaining(), MAX_WAIT_SECONDS))
+        wait = max(0.001, min(call.patience(), MAX_WAIT_SECONDS))
         started = time.monotonic()
         try:
             connection = await self._pool.getconn(wait)
@@ -210,35 +210,43 @@ class Connections:
         connection.not_replicated = False
         try:
             return await connection.ask(query, values)
-        except pg.UniqueViolation as e:
-            if e.diag.constraint_name != ONE_IN_PROGRESS:
-                raise
-            # Somebody took the slot past the row lock: the function says who when it is asked again.
-            raise Lost(executed=False) from e
-        except pg.ReadOnlySqlTransaction as e:
-            # It has become a standby; the primary is elsewhere.
-            await self._replace(connection)
-            raise Lost(executed=False) from e
-        except pg.InternalError_ as e:
-            if "cache lookup failed" not in str(e):
-                raise
-            # The functions were replaced at this very moment.
-            raise Lost(executed=False) from e
-        except pg.UndefinedFunction as e:
-            # A function under way, replaced meanwhile, called one that is gone.
-            log.warning("a function of the schema is missing", error=str(e))
-            raise Lost(executed=False) from e
-        except psycopg.OperationalError as e:
-            if isinstance(e, pg.DiskFull):
-                self._full_at = time.monotonic()
-            if e.diag.severity_nonlocalized == "ERROR":
-                # Out of time, deadlocked, disk full ...: the server says that it rolled back.
-                raise StoreUnavailable from e
-            # The connection is gone, and what it was asked for may have been done.
-            await self._replace(connection)
-            raise Lost(executed=True) from e
+        except psycopg.Error as error:
+            if meaning := await self._meaning(error, connection):
+                raise meaning from error
+            raise
         finally:
             cut.cancel()
+
+    async def _meaning(self, error: psycopg.Error, connection: Connection) -> Exception | None:
+        """What to raise for it; None: it is a bug."""
+        match error:
+            case pg.UniqueViolation() if error.diag.constraint_name == ONE_IN_PROGRESS:
+                # Somebody took the slot past the row lock: the function says who when it is asked again.
+                return Lost(executed=False)
+            case pg.ReadOnlySqlTransaction():
+                # It has become a standby; the primary is elsewhere.
+                await self._replace(connection)
+                return Lost(executed=False)
+            case pg.InternalError_() if "cache lookup failed" in str(error):
+                # The functions were replaced at this very moment.
+                return Lost(executed=False)
+            case pg.UndefinedFunction():
+                # A function under way, replaced meanwhile, called one that is gone.
+                log.warning("a function of the schema is missing", error=str(error))
+                return Lost(executed=False)
+            case pg.LockNotAvailable():
+                # Others held the pipeline's row for as long as the call could wait.
+                return Overloaded()
+            case psycopg.OperationalError(diag=diag) if diag.severity_nonlocalized == "ERROR":
+                # Out of time, deadlocked, disk full ...: the server says that it rolled back.
+                if isinstance(error, pg.DiskFull):
+                    self._full_at = time.monotonic()
+                return StoreUnavailable()
+            case psycopg.OperationalError():
+                # The connection is gone, and what it was asked for may have been done.
+                await self._replace(connection)
+                return Lost(executed=True)
+        return None
 
     async def _replace(self, broken: Connection) -> None:
         """Its idle siblings are likely dead, and a repeat must not meet them. Many calls notice the same

@@ -314,7 +314,7 @@ class Reads:
             yield
             return
         try:
-            async with asyncio.timeout(call.remaining()):
+            async with asyncio.timeout(call.patience()):
                 await self._long.acquire()
         except TimeoutError as error:
             raise Overloaded from error

@@ -5,6 +5,7 @@ import functools
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import ceil
 from typing import Any, NamedTuple, TypeAlias
 
 import psycopg
@@ -113,11 +114,9 @@ class Statements:
 
     async def _alone(self, statement: Statement, values: Values) -> list[Row]:
         async with self._connections.take() as connection:
-            left = call.remaining()
-            wait_ms = max(1, int(left * 1000))
-            return await self._execute(
-                connection, statement, statement.one, {**values, "wait_ms": wait_ms}, left
-            )
+            wait_ms = max(1, ceil(call.patience() * 1000))
+            values = {**values, "wait_ms": wait_ms}
+            return await self._execute(connection, statement, statement.one, values, call.remaining())
 
     async def _together(
         self, statement: Statement, questions: Sequence[_Question]

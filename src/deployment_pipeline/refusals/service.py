@@ -7,12 +7,15 @@ from deployment_pipeline.refusals.base import Refusal
 
 @dataclass(eq=False)
 class Overloaded(Refusal):
-    """More calls wait for a database connection than can be served in time."""
+    """More calls wait for a database connection, or for the pipeline's row, than can be served in time."""
 
     reason = "OVERLOADED"
 
     def __str__(self) -> str:
-        return "too many calls wait for the database; nothing was changed, try again in a moment"
+        return (
+            "too many calls wait for the database or for this pipeline; nothing was changed,"
+            " try again in a moment"
+        )
 
 
 @dataclass(eq=False)

@@ -17,6 +17,10 @@ from deployment_pipeline.run.lifeline import answer
 from deployment_pipeline.run.settings import Settings
 from deployment_pipeline.run.workers import STOP_SIGNALS
 
+# For calls and changes to end, from SIGTERM on. Closing the connections takes up to two seconds more, and the
+# process is gone within 15.
+STOP_SECONDS = 12.0
+
 log = structlog.get_logger()
 
 
@@ -35,11 +39,11 @@ async def running(settings: Settings, *, shares_port: bool = False) -> AsyncIter
         stack.push_async_callback(guard.close)
         await guard.open()
         engine = Engine(postgres, guard, installation.page_token_key, requires_tokens=settings.require_tokens)
-        stack.push_async_callback(engine.close)
         rpc = Rpc(
             engine,
             shares_port=shares_port,
             reflects=settings.reflection,
+            max_streams=settings.max_streams,
             attempt_id_headers=settings.attempt_id_headers.split(","),
         )
         if not shares_port:
@@ -55,7 +59,12 @@ async def running(settings: Settings, *, shares_port: bool = False) -> AsyncIter
         try:
             yield port
         finally:
+            stopping_since = asyncio.get_running_loop().time()
             await rpc.stop(settings.drain_ms / 1000)
+            # A change that Postgres does not answer is left to it: its caller has been told.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(stopping_since + STOP_SECONDS):
+                    await engine.close()
 
 
 def _collect_garbage_less() -> None:

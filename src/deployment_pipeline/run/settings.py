@@ -109,6 +109,9 @@ class Settings(BaseSettings):
         le=1000,
         description="how many concurrent calls of a kind may share a round trip to a store; 1: none",
     )
+    max_streams: int = Field(
+        100, ge=1, le=10_000, description="how many calls a client connection may have under way at a time"
+    )
     lease_ms: int = Field(
         2000,
         ge=100,
