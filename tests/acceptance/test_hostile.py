@@ -1,7 +1,7 @@
 """Hostile clients cannot take a server down. The long versions are in tests/faults."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import grpc
@@ -11,12 +11,13 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from deployment_pipeline.run.server import running
 from deployment_pipeline.run.settings import Settings
+from dp.v1 import deployment_pipeline_pb2 as pb
 from support import attacks
 from support.attacks import GET, Peer
-from support.clients import TypedClient
+from support.clients import Client, Refused, TypedClient
 from support.damage import MAX_MIB, connections_gone, damage_by
 from support.servers import Server, server
-from support.steps import fill_history
+from support.steps import fill_history, outcome, refusal
 from support.stores import Stores
 
 ATTACKS = {
@@ -98,12 +99,40 @@ async def test_requests_that_do_not_come_make_room_for_those_that_do(
     peer: Peer, pipeline: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deployment_pipeline.edge.arrivals.MAX_READING", 2)
+    monkeypatch.setattr("deployment_pipeline.edge.arrivals.REQUEST_SECONDS", 60)
     for _ in range(2):
         peer.open(GET)
     await asyncio.to_thread(peer.listen, 0.5)
     assert peer.streams == 2, "while nobody waits they have their time"
     peer.open(GET, attacks.end_of(b""))
     await streams_end(peer, left=1)
+
+
+async def test_long_answers_that_nobody_reads_have_only_so_much_room(
+    settings: Settings, client: Client, new_name: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill_history(client, name := new_name(), 10)
+    page = (await client.call("GetHistory", pipeline_name=name)).message.ByteSize()
+    monkeypatch.setattr("deployment_pipeline.edge.unsent.CONNECTION_BYTES", 2 * page)
+    monkeypatch.setattr("deployment_pipeline.edge.unsent.ROOM_BYTES", 3 * page)
+    request = pb.GetHistoryRequest(pipeline_name=name).SerializeToString()
+    async with (
+        running(settings) as port,
+        grpc.aio.insecure_channel(address := f"127.0.0.1:{port}") as channel,
+    ):
+        with attacks.peers(address, 2, window=0) as [one, other]:
+            for peer, fit in ((one, 2), (other, 1)):
+                for _ in range(3):
+                    peer.open(attacks.HISTORY, attacks.end_of(request))
+                await streams_end(peer, left=fit)
+                await asyncio.to_thread(peer.listen, 0.2)
+                assert peer.streams == fit
+            there = TypedClient(channel)
+            assert (await refusal(there.call("GetHistory", pipeline_name=name))).reason == "OVERLOADED"
+            await there.call("GetPipeline", name=name)
+        async with asyncio.timeout(5):
+            while isinstance(await outcome(there.call("GetHistory", pipeline_name=name)), Refused):
+                await there.call("GetPipeline", name=name)  # the server has not seen yet that they left
 
 
 async def test_a_watch_that_nobody_reads_holds_up_neither_others_nor_the_end(stores: Stores) -> None:
