@@ -50,7 +50,9 @@ async def test_each_call_is_one_json_line_that_says_what_it_was_about(
             client = TypedClient(channel)
             for _ in range(2):
                 await trigger(client, pipeline, request_id="r")
-            await client.call("GetPipeline", name=pipeline)
+            trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+            of_a_mesh = [("x-request-id", "r" * 16), ("traceparent", f"00-{trace}-00f067aa0ba902b7-01")]
+            await client.call("GetPipeline", name=pipeline, metadata=of_a_mesh)
             await refusal(client.call("CreatePipeline", name="\x00\u202e\n", stages=["\x1b"]))
         assert running.stop() == 0
     calls = [line for line in lines(log) if line["event"] == "call"]
@@ -58,6 +60,8 @@ async def test_each_call_is_one_json_line_that_says_what_it_was_about(
     for call in calls[:3]:
         assert LOGGED[call["method"]] <= set(call)
     assert [call.get("replayed", False) for call in calls[:2]] == [False, True]
+    assert (calls[2]["attempt_id"], calls[2]["trace_id"]) == ("r" * 16, trace)
+    assert "attempt_id" not in calls[3]
     assert calls[3]["refusal"]["reason"] == "INVALID_FIELD"
 
 

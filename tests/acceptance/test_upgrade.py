@@ -12,6 +12,7 @@ from psycopg.conninfo import make_conninfo
 from deployment_pipeline.postgres import migrate
 from dp.v1 import deployment_pipeline_pb2 as pb
 from support.clients import Client, TypedClient
+from support.databases import as_url, database
 from support.releases import unpack
 from support.servers import Server, server
 from support.steps import advance, cancel, queue, refusal, rollback, status, trigger
@@ -161,7 +162,35 @@ async def test_what_a_later_release_stored_is_read_as_unspecified(
             assert (await client.call("GetPipelineState", name="shop")).pending_count == 0
 
 
-def as_url(conninfo: str) -> str:
-    parts = psycopg.conninfo.conninfo_to_dict(conninfo)
-    database = parts.pop("dbname")
-    return f"postgresql:///{database}?" + "&".join(f"{key}={value}" for key, value in parts.items())
+async def test_what_the_release_before_stored_is_brought_up_to_date(stores: Stores) -> None:
+    with (
+        database(stores.database_url, "dp_upgrade_test") as url,
+        psycopg.connect(url, autocommit=True) as sql,
+    ):
+        with scratch_folder() as folder:
+            theirs = {**unpack(folder), "DP_DATABASE_URL": as_url(url), "DP_LOG_LEVEL": "error"}
+            with server(stores, theirs) as running:
+                async with grpc.aio.insecure_channel(running.address) as channel:
+                    old = TypedClient(channel)
+                    for name in ("free", "locked"):
+                        await old.call("CreatePipeline", name=name, stages=["a"])
+                        await advance(old, (await trigger(old, name, "1")).id)
+                    for owner in ("somebody", "ops"):
+                        await old.call("LockPipeline", name="locked", reason="r", owner=owner)
+                        if owner == "somebody":
+                            await old.call("UnlockPipeline", name="locked")
+                assert running.stop() == 0
+        own = {"DP_DATABASE_URL": as_url(url), "DP_LOG_LEVEL": "error"}
+        with server(stores, own) as running:
+            async with grpc.aio.insecure_channel(running.address) as channel:
+                client = TypedClient(channel)
+                events = (await client.call("ListEvents", pipeline_name="locked")).events
+                newest = max(event.event_no for event in events if event.type == pb.Event.LOCK)
+                assert (await client.call("GetPipeline", name="locked")).lock.lock_no == newest
+                await client.call("UnlockPipeline", name="locked", lock_no=newest)
+                second = await trigger(client, "locked", "2")
+                back = await rollback(client, second.id, redeploy_last_completed=True)
+                assert (await status(client, back.redeployed_by)).version == "1"
+            assert running.stop() == 0
+        [locked] = sql.execute("SELECT count(*) FROM dp_pipelines WHERE lock_no IS NOT NULL").fetchall()
+        assert locked == (0,)
