@@ -57,8 +57,9 @@ class _Trigger(NamedTuple):
         lease, now_ms = passage.refused_by, passage.t0_ms
         if lease is None or now_ms is None:
             return False
-        is_no_repeat = now_ms - lease.since.timestamp() * 1000 > ATTEMPTS_MS
-        return self.shares or (self.takes_refusals and not self.asked.request_id and is_no_repeat)
+        if self.shares:
+            return True
+        return not self.asked.request_id and now_ms - lease.since.timestamp() * 1000 > ATTEMPTS_MS
 
 
 class Triggers:
