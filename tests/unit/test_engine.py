@@ -2,16 +2,19 @@
 
 import asyncio
 import uuid
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from deployment_pipeline import call
 from deployment_pipeline.commands import TriggerDeployment
 from deployment_pipeline.engine.admission import Admission
 from deployment_pipeline.engine.finishing import Finishing
 from deployment_pipeline.engine.triggers import Triggers
 from deployment_pipeline.guard.lease import Lease, Passage
+from deployment_pipeline.refusals import PipelineBusy
 
 
 class Broken:
@@ -43,3 +46,17 @@ async def test_l4_a_bug_reaches_its_caller(lease: Lease | None, request_id: str)
             await triggers.trigger(
                 TriggerDeployment(pipeline_name="shop", version="1", request_id=request_id)
             )
+
+
+@pytest.mark.parametrize(("seconds", "error"), [(69, ZeroDivisionError), (71, PipelineBusy)])
+async def test_redis_refuses_what_a_mesh_sent_only_because_of_what_is_too_old_to_be_its_own(
+    seconds: int, error: type[Exception]
+) -> None:
+    """Whoever may have started what is active asks the store, which is broken here."""
+    active_for = timedelta(seconds=seconds)
+    # On Redis it is 0.001.
+    broken: Any = Broken(replace(LEASE, since=datetime.fromtimestamp(0, UTC) - active_for))
+    triggers = Triggers(Admission(requires_tokens=False), broken, broken, Finishing())
+    call.begin(5, call.Attempt(id="0123456789abcdef"))
+    with pytest.raises(error):
+        await triggers.trigger(TriggerDeployment(pipeline_name="shop", version="1"))
