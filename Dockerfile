@@ -14,6 +14,8 @@ RUN pip install --no-cache-dir build==1.3.0 \
 FROM python:3.13-slim
 RUN useradd --system --uid 10001 --no-create-home dp
 COPY --from=build /venv /venv
+# The address only. Until you set TLS (or DP_INSECURE), and a way to prove who calls (or DP_ANONYMOUS), it ends
+# with sentences that say so.
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 DP_LISTEN=0.0.0.0:50051
 USER dp
 EXPOSE 50051

@@ -62,8 +62,8 @@ def settings(stores: Stores) -> Settings:
 @pytest.fixture(scope="session")
 async def server(settings: Settings) -> AsyncIterator[str]:
     """A server's address."""
-    async with running(settings) as port:
-        yield f"127.0.0.1:{port}"
+    async with running(settings) as [served]:
+        yield served.address
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,12 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
+
+from deployment_pipeline.principal import ANONYMOUS, Principal
 
 # A call without a deadline gets this many seconds, and no call gets more: it must end within 15.
 LONGEST_CALL_SECONDS = 10.0
@@ -25,13 +28,30 @@ class Attempt:
     trace_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+# Ranges of pipelines' names: each from one name, up to another that is not in it.
+Names: TypeAlias = Sequence[tuple[str, str]]
+# Every name that there can be.
+EVERYTHING: Names = (("", "~"),)
+
+
+class Caller(NamedTuple):
+    """Who calls. (A NamedTuple: there is one for every call.)"""
+
+    principal: Principal = ANONYMOUS
+    actor: str = ""  # whose change it is: a principal's id; empty: an anonymous caller's
+    via: str = ""  # the principal that calls on the actor's behalf; empty: none does
+    sees: Names = EVERYTHING  # of which pipelines lists may tell
+
+
+@dataclass(slots=True)
 class _Call:
     ends_at: float  # on the monotonic clock
     attempt: Attempt
+    caller: Caller
 
 
 UNMARKED = Attempt()
+NOBODY = Caller()
 
 
 _current: ContextVar[_Call] = ContextVar("call")
@@ -40,7 +60,12 @@ _current: ContextVar[_Call] = ContextVar("call")
 def begin(seconds: float | None, attempt: Attempt = UNMARKED) -> None:
     """seconds: what its caller allows (None: no limit); LONGEST_CALL_SECONDS at most."""
     allowed = LONGEST_CALL_SECONDS if seconds is None else min(seconds, LONGEST_CALL_SECONDS)
-    _current.set(_Call(time.monotonic() + allowed, attempt))
+    _current.set(_Call(time.monotonic() + allowed, attempt, NOBODY))
+
+
+def identify(caller: Caller) -> None:
+    """Once it is known who calls."""
+    _current.get().caller = caller
 
 
 def ends_at() -> float:
@@ -62,6 +87,11 @@ def patience() -> float:
 def attempt() -> Attempt:
     current = _current.get(None)
     return UNMARKED if current is None else current.attempt
+
+
+def caller() -> Caller:
+    current = _current.get(None)
+    return NOBODY if current is None else current.caller
 
 
 def limit(waiting: "asyncio.Future[Any]", seconds: float) -> asyncio.TimerHandle:

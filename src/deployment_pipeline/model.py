@@ -74,7 +74,8 @@ class Installation:
 class Lock:
     locked_at: datetime
     no: int  # the event_no of its LOCK event
-    owner: str
+    owner: str  # a text, for people
+    locked_by: str  # the principal who set it; empty: an anonymous caller
     reason: str
     expires_at: datetime | None  # None: it does not expire
     stands: bool  # it had not expired when this was read
@@ -120,7 +121,8 @@ class Deployment:
     created_at: datetime
     started_at: datetime | None
     completed_at: datetime | None
-    triggered_by: str
+    triggered_by: str  # a principal's id; empty: an anonymous caller
+    via: str  # the service that called on his behalf; empty: none did
     reason: str
     cause: CauseCode | None  # why it ended other than by completion
     cause_message: str
@@ -167,7 +169,8 @@ class LoggedEvent:
     stage: str | None
     from_status: Status | None
     to_status: Status | None
-    actor: str
+    actor: str  # a principal's id; empty: an anonymous caller
+    via: str  # the service that called on his behalf; empty: none did
     reason: str
     request_id: str | None
     created_at: datetime

@@ -197,8 +197,8 @@ async def test_d1_the_services_own_repeat_finds_its_work_whoever_marked_the_call
 ) -> None:
     async with (
         postgres_proxy(settings.database_url) as (proxy, url),
-        running(settings.model_copy(update={"database_url": url, "pool_size": 1})) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        running(settings.model_copy(update={"database_url": url, "pool_size": 1})) as [served],
+        grpc.aio.insecure_channel(served.address) as channel,
     ):
         there = TypedClient(channel)
         other = f"{pipeline}-warm"
@@ -217,8 +217,8 @@ async def test_d1_the_services_own_repeat_finds_its_work_whoever_marked_the_call
 async def strict(settings: Settings) -> AsyncIterator[Client]:
     demanding = settings.model_copy(update={"require_tokens": True, "attempt_id_headers": "x-a,x-b"})
     async with (
-        running(demanding) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        running(demanding) as [served],
+        grpc.aio.insecure_channel(served.address) as channel,
     ):
         yield TypedClient(channel)
 
@@ -247,8 +247,8 @@ async def test_a_strict_server_takes_no_change_without_a_token(
 
 async def test_which_headers_count_is_a_setting(settings: Settings, client: Client, pipeline: str) -> None:
     async with (
-        running(settings.model_copy(update={"attempt_id_headers": "x-a,x-b"})) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        running(settings.model_copy(update={"attempt_id_headers": "x-a,x-b"})) as [served],
+        grpc.aio.insecure_channel(served.address) as channel,
     ):
         there = TypedClient(channel)
         first = await trigger(there, pipeline, on_busy="QUEUE", metadata=[("x-b", "b" * 16)])

@@ -25,8 +25,8 @@ async def behind(settings: Settings) -> AsyncIterator[tuple[Client, Proxy]]:
     """A server with one connection, behind a proxy."""
     async with (
         postgres_proxy(settings.database_url) as (proxy, url),
-        running(settings.model_copy(update={"database_url": url, "pool_size": 1})) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        running(settings.model_copy(update={"database_url": url, "pool_size": 1})) as [served],
+        grpc.aio.insecure_channel(served.address) as channel,
     ):
         yield TypedClient(channel), proxy
 
@@ -88,8 +88,8 @@ async def test_l3_l5_an_outage_that_fills_every_queue_ends_with_it(
     monkeypatch.setattr("deployment_pipeline.postgres.connections.RECONNECT_SECONDS", 0.5)
     async with (
         postgres_proxy(settings.database_url) as (proxy, url),
-        running(settings.model_copy(update={"database_url": url, "pool_size": 2})) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        running(settings.model_copy(update={"database_url": url, "pool_size": 2})) as [served],
+        grpc.aio.insecure_channel(served.address) as channel,
     ):
         client = TypedClient(channel)
         await client.call("GetPipeline", name=pipeline)
@@ -115,8 +115,8 @@ async def test_options_in_the_url_are_the_services_too(settings: Settings, sql: 
     url = make_conninfo(settings.database_url, options="-c search_path=dp_elsewhere")
     migrate(url)
     async with (
-        running(settings.model_copy(update={"database_url": url})) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        running(settings.model_copy(update={"database_url": url})) as [served],
+        grpc.aio.insecure_channel(served.address) as channel,
     ):
         await TypedClient(channel).call("CreatePipeline", name="elsewhere", stages=["a"])
     assert sql.execute("SELECT name FROM dp_elsewhere.dp_pipelines").fetchall() == [("elsewhere",)]
@@ -130,8 +130,8 @@ async def test_readiness_follows_postgres_and_liveness_does_not(
     monkeypatch.setattr("deployment_pipeline.postgres.connections.MAX_WAIT_SECONDS", 0.2)
     async with (
         postgres_proxy(settings.database_url) as (proxy, url),
-        running(settings.model_copy(update={"database_url": url, "pool_size": 1})) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        running(settings.model_copy(update={"database_url": url, "pool_size": 1})) as [served],
+        grpc.aio.insecure_channel(served.address) as channel,
     ):
         stub = health_pb2_grpc.HealthStub(channel)
 

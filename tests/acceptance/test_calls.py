@@ -10,11 +10,15 @@ import pytest
 from grpc import StatusCode
 
 from deployment_pipeline import call
+from deployment_pipeline.edge import rights
 from deployment_pipeline.edge.calls import Calls
+from deployment_pipeline.edge.grants import Role
+from deployment_pipeline.edge.rights import Needs
 from deployment_pipeline.refusals import PipelineNotFound
 from deployment_pipeline.run.server import running
 from deployment_pipeline.run.settings import Settings
 from support.clients import Refused, TypedClient
+from support.entrances import open_to_all
 from support.proxy import postgres_proxy
 
 
@@ -24,8 +28,8 @@ async def test_a_call_too_many_is_refused_at_once_and_hurts_no_other(
     monkeypatch.setattr("deployment_pipeline.edge.calls.MAX_CALLS", 2)
     async with (
         postgres_proxy(settings.database_url) as (proxy, url),
-        running(settings.model_copy(update={"database_url": url})) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        running(settings.model_copy(update={"database_url": url})) as [served],
+        grpc.aio.insecure_channel(served.address) as channel,
     ):
         client = TypedClient(channel)
         await client.call("GetPipeline", name=pipeline)
@@ -70,11 +74,14 @@ class Streams:
 
 
 @pytest.fixture
-async def streams() -> AsyncIterator[tuple[Streams, Calls, grpc.aio.Channel]]:
-    served, calls = Streams(), Calls(())
+async def streams(
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[tuple[Streams, Calls, grpc.aio.Channel]]:
+    names = ("Count", "TimeLeft", "Refuse", "Fail", "Forever")
+    monkeypatch.setattr(rights, "METHODS", dict.fromkeys(names, Needs(Role.NONE)))
+    served, calls = Streams(), Calls(open_to_all(), ())
     handlers: dict[str, Any] = {
-        name: grpc.unary_stream_rpc_method_handler(getattr(served, name))
-        for name in ("Count", "TimeLeft", "Refuse", "Fail", "Forever")
+        name: grpc.unary_stream_rpc_method_handler(getattr(served, name)) for name in names
     }
     calls.add_registered_method_handlers("test.Streams", handlers)
     server = grpc.aio.server()

@@ -67,8 +67,8 @@ async def test_s7_with_redis_stopped_everything_works(
 ) -> None:
     with_own = settings.model_copy(update={"redis_url": own_redis.url})
     async with (
-        running(with_own) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        running(with_own) as [served],
+        grpc.aio.insecure_channel(served.address) as channel,
     ):
         there = TypedClient(channel)
         active = await trigger(there, pipeline)
@@ -82,8 +82,8 @@ async def test_s7_with_redis_stopped_everything_works(
 async def test_s7_with_redis_never_there_everything_works(settings: Settings, pipeline: str) -> None:
     without = settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
     async with (
-        running(without) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        running(without) as [served],
+        grpc.aio.insecure_channel(served.address) as channel,
     ):
         await lives(TypedClient(channel), pipeline, 5)
 
@@ -140,8 +140,8 @@ async def test_a_trigger_that_must_be_refused_does_not_wait_for_its_turn(
     settings: Settings, stores: Stores, pipeline: str, sql: psycopg.Connection, request_id: str
 ) -> None:
     async with (
-        running(settings.model_copy(update={"lease_ms": 60_000})) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        running(settings.model_copy(update={"lease_ms": 60_000})) as [served],
+        grpc.aio.insecure_channel(served.address) as channel,
     ):
         client = TypedClient(channel)
         active = await trigger(client, pipeline)

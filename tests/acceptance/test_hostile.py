@@ -60,8 +60,8 @@ async def streams_end(peer: Peer, left: int = 0) -> None:
 @pytest.fixture
 async def peer(settings: Settings) -> AsyncIterator[Peer]:
     """A hostile client of a server that allows it eight streams."""
-    async with running(settings.model_copy(update={"max_streams": 8})) as port:
-        made = await asyncio.to_thread(Peer, f"127.0.0.1:{port}")
+    async with running(settings.model_copy(update={"max_streams": 8})) as [served]:
+        made = await asyncio.to_thread(Peer, served.address)
         await asyncio.to_thread(made.listen, 1)
         yield made
         made.close()
@@ -75,8 +75,8 @@ async def test_a_connection_has_so_many_streams_and_no_more(peer: Peer) -> None:
 
 async def test_a_client_that_goes_to_its_limit_loses_no_call(settings: Settings, pipeline: str) -> None:
     async with (
-        running(settings.model_copy(update={"max_streams": 8})) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_retries", 0)]) as channel,
+        running(settings.model_copy(update={"max_streams": 8})) as [served],
+        grpc.aio.insecure_channel(served.address, options=[("grpc.enable_retries", 0)]) as channel,
     ):
         client = TypedClient(channel)
         await client.call("GetPipeline", name=pipeline)
@@ -117,8 +117,8 @@ async def test_long_answers_that_nobody_reads_have_only_so_much_room(
     monkeypatch.setattr("deployment_pipeline.edge.unsent.ROOM_BYTES", 3 * page)
     request = pb.GetHistoryRequest(pipeline_name=name).SerializeToString()
     async with (
-        running(settings) as port,
-        grpc.aio.insecure_channel(address := f"127.0.0.1:{port}") as channel,
+        running(settings) as [served],
+        grpc.aio.insecure_channel(address := served.address) as channel,
     ):
         with attacks.peers(address, 2, window=0) as [one, other]:
             for peer, fit in ((one, 2), (other, 1)):
@@ -151,7 +151,7 @@ async def test_a_long_stream_too_many_is_refused(
 ) -> None:
     monkeypatch.setattr("deployment_pipeline.edge.health.MAX_WATCHES", 2)
     monkeypatch.setattr("deployment_pipeline.edge.reflection.MAX_STREAMS", 2)
-    async with running(settings) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with running(settings) as [served], grpc.aio.insecure_channel(served.address) as channel:
 
         async def opened() -> Any:
             call: Any

@@ -20,8 +20,8 @@ async def other(settings: Settings, sql: psycopg.Connection) -> AsyncIterator[Cl
     url = make_conninfo(settings.database_url, dbname="dp_other_installation")
     migrate(url)
     async with (
-        running(settings.model_copy(update={"database_url": url})) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        running(settings.model_copy(update={"database_url": url})) as [served],
+        grpc.aio.insecure_channel(served.address) as channel,
     ):
         yield TypedClient(channel)
     sql.execute("DROP DATABASE dp_other_installation WITH (FORCE)")

@@ -162,7 +162,8 @@ async def test_the_audit_notices(client: Client, pipeline: str, sql: psycopg.Con
         if event:
             sql.execute(
                 "SELECT dp_append_event(p_pipeline => pipeline_name, p_type => %s, p_at => now(),"
-                " p_reason => '', p_deployment => id, p_stage => current_stage, p_from => %s, p_to => %s)"
+                " p_actor => '', p_via => '', p_reason => '', p_deployment => id, p_stage => current_stage,"
+                " p_from => %s, p_to => %s)"
                 " FROM dp_deployments WHERE pipeline_name = %s AND seq = %s",
                 [
                     event,

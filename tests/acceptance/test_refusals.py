@@ -165,8 +165,8 @@ def _short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_store_unavailable(settings: Settings, client: Client, pipeline: str) -> None:
     async with (
         postgres_proxy(settings.database_url) as (proxy, url),
-        running(settings.model_copy(update={"database_url": url})) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        running(settings.model_copy(update={"database_url": url})) as [served],
+        grpc.aio.insecure_channel(served.address) as channel,
     ):
         there = TypedClient(channel)
         await there.call("GetPipeline", name=pipeline)
@@ -190,8 +190,8 @@ async def test_store_unavailable(settings: Settings, client: Client, pipeline: s
 async def test_outcome_unknown(settings: Settings, client: Client, pipeline: str) -> None:
     async with (
         postgres_proxy(settings.database_url) as (proxy, url),
-        running(settings.model_copy(update={"database_url": url, "pool_size": 1})) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        running(settings.model_copy(update={"database_url": url, "pool_size": 1})) as [served],
+        grpc.aio.insecure_channel(served.address) as channel,
     ):
         there = TypedClient(channel)
         # The statement is prepared by a first call, so that the answer that gets lost is the change's.
@@ -213,8 +213,8 @@ async def test_overloaded(settings: Settings, pipeline: str, monkeypatch: pytest
     monkeypatch.setattr("deployment_pipeline.postgres.connections.MAX_WAITING", 1)
     async with (
         postgres_proxy(settings.database_url) as (proxy, url),
-        running(settings.model_copy(update={"database_url": url, "pool_size": 1})) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        running(settings.model_copy(update={"database_url": url, "pool_size": 1})) as [served],
+        grpc.aio.insecure_channel(served.address) as channel,
     ):
         there = TypedClient(channel)
         proxy.reset(free=0)
@@ -242,8 +242,8 @@ async def test_shutting_down(settings: Settings, pipeline: str, monkeypatch: pyt
 
     monkeypatch.setattr(Calls, "__init__", remember)
     async with (
-        running(settings) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        running(settings) as [served],
+        grpc.aio.insecure_channel(served.address) as channel,
     ):
         made[0].refuse_new_calls()
         refused = await clean_refusal(TypedClient(channel).call("GetPipeline", name=pipeline))
@@ -258,8 +258,8 @@ async def test_a_bug_is_internal_with_an_incident(
         raise ZeroDivisionError("SELECT secret FROM /usr/lib")
 
     async with (
-        running(settings) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        running(settings) as [served],
+        grpc.aio.insecure_channel(served.address) as channel,
     ):
         monkeypatch.setattr("deployment_pipeline.edge.convert.pipeline", broken)
         refused = await clean_refusal(TypedClient(channel).call("GetPipeline", name=pipeline))

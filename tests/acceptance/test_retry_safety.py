@@ -185,8 +185,8 @@ async def test_grpcs_own_retry_of_an_advance_skips_no_stage(
     options = [("grpc.service_config", json.dumps(RETRYING))]
     async with (
         postgres_proxy(settings.database_url) as (proxy, url),
-        running(settings.model_copy(update={"database_url": url, "pool_size": 1})) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel,
+        running(settings.model_copy(update={"database_url": url, "pool_size": 1})) as [served],
+        grpc.aio.insecure_channel(served.address, options=options) as channel,
     ):
         there = TypedClient(channel)
         proxy.away = True

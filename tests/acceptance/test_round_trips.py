@@ -43,8 +43,8 @@ async def counted(settings: Settings, pipeline: str) -> AsyncIterator[Counted]:
         redis_proxy(settings.redis_url) as (redis, redis_url),
         running(
             settings.model_copy(update={"database_url": database_url, "redis_url": redis_url, "pool_size": 1})
-        ) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        ) as [served],
+        grpc.aio.insecure_channel(served.address) as channel,
     ):
         client = TypedClient(channel)
         id = (await trigger(client, pipeline)).id

@@ -179,6 +179,8 @@ def test_an_address_of_somebody_else_is_reported(stores: Stores) -> None:
     result = run(
         "serve",
         DP_LISTEN="192.0.2.1:50051",
+        DP_INSECURE="true",
+        DP_ANONYMOUS="none",
         DP_DATABASE_URL=stores.database_url,
         DP_REDIS_URL=stores.redis_url,
     )

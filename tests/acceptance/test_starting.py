@@ -113,8 +113,8 @@ async def test_options_of_other_programs_in_the_redis_url_break_nothing(
     options = "decode_responses=true&protocol=3&socket_timeout=0.000001&max_connections=1"
     url = f"{settings.redis_url}?{options}"
     async with (
-        running(settings.model_copy(update={"redis_url": url})) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        running(settings.model_copy(update={"redis_url": url})) as [served],
+        grpc.aio.insecure_channel(served.address) as channel,
     ):
         client = TypedClient(channel)
         await trigger(client, pipeline)

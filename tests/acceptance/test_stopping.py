@@ -57,8 +57,8 @@ async def test_who_waits_for_others_hears_why_it_was_in_vain(
 ) -> None:
     monkeypatch.setattr(call, "SHAVED_SECONDS", 0.5)
     async with (
-        running(settings) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        running(settings) as [served],
+        grpc.aio.insecure_channel(served.address) as channel,
     ):
         client = TypedClient(channel)
         await client.call("GetPipeline", name=pipeline)

@@ -24,8 +24,8 @@ async def test_d1_a_commit_whose_wait_for_the_standby_is_cut_short_is_no_ok(
         try:
             migrate(postgres.url)
             async with (
-                running(settings.model_copy(update={"database_url": postgres.url})) as port,
-                grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+                running(settings.model_copy(update={"database_url": postgres.url})) as [served],
+                grpc.aio.insecure_channel(served.address) as channel,
             ):
                 client = TypedClient(channel)
                 await client.call("CreatePipeline", name="shop", stages=["a"])

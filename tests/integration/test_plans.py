@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from deployment_pipeline.call import EVERYTHING
 from deployment_pipeline.commands import (
     AdvanceStage,
     CancelDeployment,
@@ -140,7 +141,9 @@ async def every_statement(postgres: Postgres) -> None:
     await read.installation()
     await postgres.probe()
     assert await read.pipeline(BUSY)
-    assert await read.pipelines("p-1", 10)
+    assert (await read.pipelines(EVERYTHING, "p-1", 10)).items
+    assert (await read.pipelines((("p-1", "p-1\x01"), ("p-5", "p-6")), "", 10)).items
+    assert await read.pipeline_of((await active(postgres)).id) == BUSY
     assert await read.state(BUSY, 10)
     assert await read.deployment((await active(postgres)).id)
     for where in (

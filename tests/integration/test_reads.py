@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from deployment_pipeline import call
+from deployment_pipeline.call import EVERYTHING
 from deployment_pipeline.commands import (
     AdvanceStage,
     CancelDeployment,
@@ -134,7 +135,7 @@ async def test_a_list_of_pipelines_is_cut_where_it_is_read(
     shown: list[str] = []
     after, number = names[0][:-1], 0
     while len(shown) < 60:
-        part = await postgres.reads.pipelines(after, 1000)
+        part = await postgres.reads.pipelines(EVERYTHING, after, 1000)
         shown += [pipeline.name for pipeline in part.items if pipeline.name in names]
         number += 1
         if part.next is None:
@@ -192,6 +193,25 @@ async def test_a_long_line_of_heavy_deployments_is_cut_and_counted(
     assert state.pending_count == 80
     assert [d.seq for d in state.queue] == list(range(2, 2 + len(state.queue)))
     assert MAX_PAGE_BYTES * 0.9 < len(state.queue) * len(str(HEAVY)) < MAX_PAGE_BYTES * 1.1
+
+
+async def test_a_list_of_ranges_shows_what_is_in_them_and_nothing_else(
+    postgres: Postgres, new_name: Callable[[], str]
+) -> None:
+    root = new_name()
+    names = [f"{root}-{name}" for name in ("a", "a-1", "a-2", "b", "b-1", "c", "ca")]
+    for name in names:
+        await postgres.changes.make(CreatePipeline(name=name, stages=["x"]))
+    ranges = ((f"{root}-a", f"{root}-a\x01"), (f"{root}-b-", f"{root}-b."), (f"{root}-c", f"{root}-d"))
+    shown, after = [], ""
+    while True:
+        part = await postgres.reads.pipelines(ranges, after, 2)
+        shown += [pipeline.name for pipeline in part.items]
+        if part.next is None:
+            break
+        after = str(part.next)
+    assert shown == [f"{root}-{name}" for name in ("a", "b-1", "c", "ca")]
+    assert (await postgres.reads.pipelines((), "", 10)).items == []
 
 
 async def test_a_status_is_found_by_its_index_and_a_stage_by_a_bounded_walk(

@@ -36,8 +36,8 @@ def as_service(urls: tuple[str, str]) -> str:
 async def test_every_call_works_with_the_documented_rights(settings: Settings, as_service: str) -> None:
     migrate(as_service)  # `serve` does; there is nothing to do
     async with (
-        running(settings.model_copy(update={"database_url": as_service})) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        running(settings.model_copy(update={"database_url": as_service})) as [served],
+        grpc.aio.insecure_channel(served.address) as channel,
     ):
         client = TypedClient(channel)
         await client.call("CreatePipeline", name="shop", stages=["build"])

@@ -5,15 +5,17 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeAlias
 
 import pytest
 from structlog.testing import capture_logs
 
+from deployment_pipeline.edge.listeners import Listener, Mode
 from deployment_pipeline.run import workers
 from deployment_pipeline.run.workers import CannotStart, supervise
 from support.processes import all_gone
+from support.servers import free_address
 from support.stores import scratch_folder
 
 Program: TypeAlias = Callable[[str], None]
@@ -43,41 +45,39 @@ async def program(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Program]:
 
 
 @pytest.fixture
-def listen() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
+def listeners() -> Sequence[Listener]:
+    return [Listener(Mode.PLAIN, free_address())]
 
 
 @pytest.mark.parametrize("script", ["exit 1", f"case $4 in 1) {ANSWERS};; 2) exit 1;; *) {HANGS};; esac"])
 async def test_a_worker_that_cannot_start_ends_the_supervisor(
-    program: Program, listen: str, script: str
+    program: Program, listeners: Sequence[Listener], script: str
 ) -> None:
     program(script)
-    served: list[int] = []
+    served: list[Sequence[Listener]] = []
     with pytest.raises(CannotStart):
-        await supervise(3, listen, os.environ, served.append)
+        await supervise(3, listeners, os.environ, served.append)
     assert not served
     with socket.socket() as again:
-        again.bind(("127.0.0.1", int(listen.rpartition(":")[2])))
+        again.bind(("127.0.0.1", listeners[0].port))
 
 
 async def test_a_worker_that_hangs_as_it_starts_is_killed(
-    program: Program, listen: str, monkeypatch: pytest.MonkeyPatch
+    program: Program, listeners: Sequence[Listener], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "START_SECONDS", 0.5)
     program(HANGS)
     with pytest.raises(CannotStart, match="did not serve within"):
-        await supervise(2, listen, os.environ, lambda _: None)
+        await supervise(2, listeners, os.environ, lambda _: None)
 
 
 async def test_a_worker_that_does_not_answer_is_killed_and_replaced_again_and_again(
-    program: Program, listen: str
+    program: Program, listeners: Sequence[Listener]
 ) -> None:
     program(f"case $4 in 1) {ANSWERS};; *) {SERVES}; {HANGS};; esac")
     ready = asyncio.Event()
     with capture_logs() as lines:
-        supervising = asyncio.create_task(supervise(2, listen, os.environ, lambda _: ready.set()))
+        supervising = asyncio.create_task(supervise(2, listeners, os.environ, lambda _: ready.set()))
         await ready.wait()
         for _ in range(1000):
             if len(killed := [line for line in lines if "does not answer" in line["event"]]) > 1:

@@ -131,8 +131,8 @@ async def it_works(settings: Settings, url: str, *, prepares: bool) -> None:
     """Many calls of all kinds at once: each gets its own answer, and the books are right."""
     own = {"database_url": url, "pool_size": POOL_SIZE, "prepare": prepares}
     async with (
-        running(settings.model_copy(update=own)) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        running(settings.model_copy(update=own)) as [served],
+        grpc.aio.insecure_channel(served.address) as channel,
     ):
         client = TypedClient(channel)
         names = [f"p-{n}" for n in range(20)]

@@ -36,6 +36,7 @@ class Refused(Exception):
     code: grpc.StatusCode
     message: str
     details: dict[str, Any] = field(default_factory=dict)
+    trailing: dict[str, Any] = field(default_factory=dict)
 
     @property
     def reason(self) -> str:
@@ -59,7 +60,7 @@ class Refused(Exception):
                     name = packed.TypeName().rpartition(".")[2]
                     details[name] = DETAILS[name]()
                     packed.Unpack(details[name])
-        return cls(error.code(), error.details() or "", details)
+        return cls(error.code(), error.details() or "", details, dict(error.trailing_metadata() or ()))
 
 
 @dataclass

@@ -26,6 +26,7 @@ def active_deployment(pipeline: str) -> Deployment:
         started_at=now,
         completed_at=None,
         triggered_by="",
+        via="",
         reason="",
         cause=None,
         cause_message="",

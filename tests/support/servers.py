@@ -18,13 +18,13 @@ from support.stores import ROOT, Stores
 START_SECONDS = 60
 STOP_SECONDS = 15
 # In the log; the release before says it on standard output.
-SERVING = re.compile(r'(?:"listen": "|serves gRPC on )(127\.0\.0\.1:\d+)["\n]')
+SERVING = re.compile(r'(?:"listen": "|serves gRPC on )([^"\n]+)["\n]')
 
 NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
 
 class Server:
-    """`deployment-pipeline serve`, with the port that it took. log: open for reading and appending."""
+    """`deployment-pipeline serve`, with the ports that it took. log: open for reading and appending."""
 
     program: tuple[str, ...] = ("-m", "deployment_pipeline")
     arguments: tuple[str, ...] = ("serve",)
@@ -40,7 +40,9 @@ class Server:
             log = self.log or stack.enter_context(tempfile.TemporaryFile("a+"))
             begin = log.seek(0, os.SEEK_END)
             self.launch(log, log)
-            self.address = self._serving(log, begin)
+            # In the order of DP_LISTEN.
+            self.addresses = [one.rpartition("://")[2] for one in self._serving(log, begin).split(",")]
+            self.address = self.addresses[0]
 
     def launch(self, stdout: "int | IO[Any] | None", stderr: "int | IO[Any] | None") -> None:
         """Without waiting until it serves."""
@@ -54,7 +56,7 @@ class Server:
         )
 
     def _serving(self, log: TextIO, begin: int) -> str:
-        """Its address, once it says it."""
+        """Where it serves, once it says it."""
         give_up_at = time.monotonic() + START_SECONDS
         while time.monotonic() < give_up_at:
             over = self.process.poll() is not None

@@ -47,6 +47,22 @@ What holds for every call
   contain newlines and tabs, but no other control, invisible or line-separating characters.
   Versions, labels, owners and request_ids contain printable characters only. A request_id does not begin
   with "auto-".
+* A server that must know who calls takes one credential: the metadata "authorization: Bearer TOKEN" (a JWT
+  or a static token) or, without it, the caller's certificate, or the one that a trusted proxy vouches for.
+  Any call may then end with
+  UNAUTHENTICATED/UNAUTHENTICATED (no credential, or one that proves nothing; the message says which ways are
+  open),
+  PERMISSION_DENIED/PERMISSION_DENIED (the details name the role that is missing. A deployment of a pipeline
+  that the caller may not see is answered as if it did not exist, and lists leave out what the caller may
+  not see),
+  UNAVAILABLE/KEYS_UNAVAILABLE (the keys to check the token with are not here yet; RetryInfo as above), or
+  RESOURCE_EXHAUSTED/RATE_LIMITED (the caller sends too many calls; RetryInfo and the trailing metadata
+  grpc-retry-pushback-ms say when to try again).
+  All this is checked before anything else. Each rpc below says which role it needs; a role includes those
+  before it: viewer, deployer, operator, admin.
+* What is changed is recorded with the caller's id: in triggered_by, actor and locked_by. A service that may
+  (its grants say so) acts for a person whom it names in the metadata "x-dp-on-behalf-of": then they name the
+  person, and via names the service. A repeat changes none of them: the first caller's stay.
 * A list comes in pages. For the next one, send next_page_token as page_token, with the same filters; the
   page size may change. A page ends at 3 MiB even if more items were asked for, so only an empty
   next_page_token marks the end.
@@ -56,6 +72,7 @@ What holds for every call
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -158,10 +175,13 @@ class Lock(_message.Message):
     LOCKED_AT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     LOCK_NO_FIELD_NUMBER: _builtins.int
+    LOCKED_BY_FIELD_NUMBER: _builtins.int
     owner: _builtins.str
     reason: _builtins.str
     lock_no: _builtins.int
     """The event_no of the LOCK event that set it. A change of the lock keeps it."""
+    locked_by: _builtins.str
+    """The id of the caller who set it, or changed it last. Empty: an anonymous one."""
     @_builtins.property
     def locked_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -176,10 +196,11 @@ class Lock(_message.Message):
         locked_at: _timestamp_pb2.Timestamp | None = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         lock_no: _builtins.int = ...,
+        locked_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "locked_at", b"locked_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "lock_no", b"lock_no", "locked_at", b"locked_at", "owner", b"owner", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "lock_no", b"lock_no", "locked_at", b"locked_at", "locked_by", b"locked_by", "owner", b"owner", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -369,6 +390,7 @@ class DeploymentStatus(_message.Message):
     REDEPLOYED_BY_FIELD_NUMBER: _builtins.int
     SUPERSEDED_BY_FIELD_NUMBER: _builtins.int
     QUEUE_POSITION_FIELD_NUMBER: _builtins.int
+    VIA_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """A UUID. Derived from the pipeline and the request_id if there was one, so that a retry gets the same id;
     for a redeployment, from the id of the deployment that was rolled back. Otherwise ordered by time.
@@ -384,7 +406,9 @@ class DeploymentStatus(_message.Message):
     """The position of current_stage in stages, from 0. Absent if it never started."""
     total_stages: _builtins.int
     triggered_by: _builtins.str
-    """Taken from authentication, never from a request. Empty as long as the service has no authentication."""
+    """The id of the caller who triggered it or, for a redeployment, who rolled the other one back. Taken from
+    authentication, never from a request. Empty: an anonymous one.
+    """
     reason: _builtins.str
     """As given with the trigger or, for a redeployment, with the rollback."""
     rollback_of: _builtins.str
@@ -395,6 +419,8 @@ class DeploymentStatus(_message.Message):
     """The newer deployment that took this one's place in the queue; empty if none did."""
     queue_position: _builtins.int
     """1 for the next one to start. Absent unless PENDING."""
+    via: _builtins.str
+    """The id of the service that called on behalf of triggered_by. Empty if none did."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
         """When it entered its first stage. Absent until then."""
@@ -442,10 +468,11 @@ class DeploymentStatus(_message.Message):
         redeployed_by: _builtins.str = ...,
         superseded_by: _builtins.str = ...,
         queue_position: _builtins.int | None = ...,
+        via: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_queue_position", b"_queue_position", "_stage_index", b"_stage_index", "cause", b"cause", "completed_at", b"completed_at", "created_at", b"created_at", "queue_position", b"queue_position", "stage_index", b"stage_index", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_queue_position", b"_queue_position", "_stage_index", b"_stage_index", "cause", b"cause", "completed_at", b"completed_at", "created_at", b"created_at", "current_stage", b"current_stage", "id", b"id", "labels", b"labels", "pipeline_name", b"pipeline_name", "queue_position", b"queue_position", "reason", b"reason", "redeployed_by", b"redeployed_by", "rollback_of", b"rollback_of", "seq", b"seq", "stage_index", b"stage_index", "stages", b"stages", "started_at", b"started_at", "status", b"status", "superseded_by", b"superseded_by", "total_stages", b"total_stages", "triggered_by", b"triggered_by", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_queue_position", b"_queue_position", "_stage_index", b"_stage_index", "cause", b"cause", "completed_at", b"completed_at", "created_at", b"created_at", "current_stage", b"current_stage", "id", b"id", "labels", b"labels", "pipeline_name", b"pipeline_name", "queue_position", b"queue_position", "reason", b"reason", "redeployed_by", b"redeployed_by", "rollback_of", b"rollback_of", "seq", b"seq", "stage_index", b"stage_index", "stages", b"stages", "started_at", b"started_at", "status", b"status", "superseded_by", b"superseded_by", "total_stages", b"total_stages", "triggered_by", b"triggered_by", "version", b"version", "via", b"via"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__queue_position: _TypeAlias = _typing.Literal["queue_position"]  # noqa: Y015
     _WhichOneofArgType__queue_position: _TypeAlias = _typing.Literal["_queue_position", b"_queue_position"]  # noqa: Y015
@@ -1018,7 +1045,10 @@ class UnlockPipelineRequest(_message.Message):
     lock_no: _builtins.int
     """The lock to lift; if another one stands, the call is refused. 0: the lock that stands, if it is owner's."""
     owner: _builtins.str
-    """Whose lock to lift if lock_no is 0. A lock without an owner can only be lifted by its lock_no."""
+    """Whose lock to lift if lock_no is 0. A caller who has proven an identity lifts only a lock that carries it
+    as locked_by (and this owner, if one is given); an anonymous caller only an anonymous one's, and not without
+    an owner.
+    """
     def __init__(
         self,
         *,
@@ -1295,6 +1325,7 @@ class Event(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    VIA_FIELD_NUMBER: _builtins.int
     pipeline_name: _builtins.str
     event_no: _builtins.int
     """1, 2, 3 ... within the pipeline, without a gap, in the order of the commits."""
@@ -1310,11 +1341,15 @@ class Event(_message.Message):
     to_status: Global___DeploymentStatus.Status.ValueType
     """The deployment's status after. Absent for an event of the pipeline."""
     actor: _builtins.str
-    """Taken from authentication, never from a request. Empty as long as the service has no authentication."""
+    """The id of the caller whose call made this change, be it only in passing (PROMOTE, SUPERSEDE). Taken from
+    authentication, never from a request. Empty: an anonymous one.
+    """
     reason: _builtins.str
     """The reason that the caller gave, if any; for SUPERSEDE, by which deployment."""
     request_id: _builtins.str
     """Empty if the caller sent none."""
+    via: _builtins.str
+    """The id of the service that called on behalf of actor. Empty if none did."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """Events with the same time belong to one commit."""
@@ -1333,10 +1368,11 @@ class Event(_message.Message):
         reason: _builtins.str = ...,
         request_id: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
+        via: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_from_status", b"_from_status", "_to_status", b"_to_status", "created_at", b"created_at", "from_status", b"from_status", "to_status", b"to_status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_from_status", b"_from_status", "_to_status", b"_to_status", "actor", b"actor", "created_at", b"created_at", "deployment_id", b"deployment_id", "event_no", b"event_no", "from_status", b"from_status", "pipeline_name", b"pipeline_name", "reason", b"reason", "request_id", b"request_id", "stage", b"stage", "to_status", b"to_status", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_from_status", b"_from_status", "_to_status", b"_to_status", "actor", b"actor", "created_at", b"created_at", "deployment_id", b"deployment_id", "event_no", b"event_no", "from_status", b"from_status", "pipeline_name", b"pipeline_name", "reason", b"reason", "request_id", b"request_id", "stage", b"stage", "to_status", b"to_status", "type", b"type", "via", b"via"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__from_status: _TypeAlias = _typing.Literal["from_status"]  # noqa: Y015
     _WhichOneofArgType__from_status: _TypeAlias = _typing.Literal["_from_status", b"_from_status"]  # noqa: Y015
@@ -1348,3 +1384,178 @@ class Event(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__to_status) -> _WhichOneofReturnType__to_status | None: ...
 
 Global___Event: _TypeAlias = Event  # noqa: Y015
+
+@_typing.final
+class GetServerInfoRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetServerInfoRequest: _TypeAlias = GetServerInfoRequest  # noqa: Y015
+
+@_typing.final
+class GetServerInfoResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    GRANTS_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    VIA_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """Of the server, like "0.1.0"."""
+    principal: _builtins.str
+    """The id that the caller's changes are recorded with. Empty: anonymous."""
+    display_name: _builtins.str
+    """Of the caller, for people. Empty if the credential has none."""
+    via: _builtins.str
+    """The id of the service that calls on behalf of principal; display_name, groups and grants are the service's.
+    Empty if none does.
+    """
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of the caller, as the credential has them."""
+
+    @_builtins.property
+    def grants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Grant]:
+        """What the caller may do: all that any of them allows."""
+
+    @_builtins.property
+    def limits(self) -> Global___Limits: ...
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of what not every server has: "authentication" (callers without a credential are refused, or may do
+        less), "reflection", "required_tokens" (changes without a token are refused).
+        """
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        principal: _builtins.str = ...,
+        display_name: _builtins.str = ...,
+        groups: _abc.Iterable[_builtins.str] | None = ...,
+        grants: _abc.Iterable[Global___Grant] | None = ...,
+        limits: Global___Limits | None = ...,
+        features: _abc.Iterable[_builtins.str] | None = ...,
+        via: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "features", b"features", "grants", b"grants", "groups", b"groups", "limits", b"limits", "principal", b"principal", "version", b"version", "via", b"via"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetServerInfoResponse: _TypeAlias = GetServerInfoResponse  # noqa: Y015
+
+@_typing.final
+class Grant(_message.Message):
+    """A role on some pipelines."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Role:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Grant._Role.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ROLE_UNSPECIFIED: Grant._Role.ValueType  # 0
+        VIEWER: Grant._Role.ValueType  # 1
+        """May read."""
+        DEPLOYER: Grant._Role.ValueType  # 2
+        """May also trigger, advance, cancel and roll back."""
+        OPERATOR: Grant._Role.ValueType  # 3
+        """May also lock and unlock."""
+        ADMIN: Grant._Role.ValueType  # 4
+        """May also create and update pipelines."""
+
+    class Role(_Role, metaclass=_RoleEnumTypeWrapper):
+        """What it may do; each includes those before it."""
+
+    ROLE_UNSPECIFIED: Grant.Role.ValueType  # 0
+    VIEWER: Grant.Role.ValueType  # 1
+    """May read."""
+    DEPLOYER: Grant.Role.ValueType  # 2
+    """May also trigger, advance, cancel and roll back."""
+    OPERATOR: Grant.Role.ValueType  # 3
+    """May also lock and unlock."""
+    ADMIN: Grant.Role.ValueType  # 4
+    """May also create and update pipelines."""
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    PIPELINES_FIELD_NUMBER: _builtins.int
+    IMPERSONATE_FIELD_NUMBER: _builtins.int
+    role: Global___Grant.Role.ValueType
+    impersonate: _builtins.bool
+    """Whether the caller may act on behalf of others."""
+    @_builtins.property
+    def pipelines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of pipelines, without regard to case; one that ends in * stands for all that begin so. Empty: all."""
+
+    def __init__(
+        self,
+        *,
+        role: Global___Grant.Role.ValueType = ...,
+        pipelines: _abc.Iterable[_builtins.str] | None = ...,
+        impersonate: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["impersonate", b"impersonate", "pipelines", b"pipelines", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Grant: _TypeAlias = Grant  # noqa: Y015
+
+@_typing.final
+class Limits(_message.Message):
+    """What a server takes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_BYTES_FIELD_NUMBER: _builtins.int
+    PAGE_ITEMS_FIELD_NUMBER: _builtins.int
+    PAGE_BYTES_FIELD_NUMBER: _builtins.int
+    CALL_FIELD_NUMBER: _builtins.int
+    CALLS_PER_CONNECTION_FIELD_NUMBER: _builtins.int
+    CALLS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    request_bytes: _builtins.int
+    page_items: _builtins.int
+    """Of a page of a list: how many items, and how many bytes."""
+    page_bytes: _builtins.int
+    calls_per_connection: _builtins.int
+    """How many calls a connection may have under way."""
+    calls_per_second: _builtins.float
+    """How many calls a second each process of the server takes from one caller. 0: any number."""
+    @_builtins.property
+    def call(self) -> _duration_pb2.Duration:
+        """How long a call may take."""
+
+    def __init__(
+        self,
+        *,
+        request_bytes: _builtins.int = ...,
+        page_items: _builtins.int = ...,
+        page_bytes: _builtins.int = ...,
+        call: _duration_pb2.Duration | None = ...,
+        calls_per_connection: _builtins.int = ...,
+        calls_per_second: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "calls_per_connection", b"calls_per_connection", "calls_per_second", b"calls_per_second", "page_bytes", b"page_bytes", "page_items", b"page_items", "request_bytes", b"request_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Limits: _TypeAlias = Limits  # noqa: Y015

@@ -105,6 +105,11 @@ class DeploymentPipelineStub:
                 request_serializer=dp_dot_v1_dot_deployment__pipeline__pb2.ListEventsRequest.SerializeToString,
                 response_deserializer=dp_dot_v1_dot_deployment__pipeline__pb2.ListEventsResponse.FromString,
                 _registered_method=True)
+        self.GetServerInfo = channel.unary_unary(
+                '/dp.v1.DeploymentPipeline/GetServerInfo',
+                request_serializer=dp_dot_v1_dot_deployment__pipeline__pb2.GetServerInfoRequest.SerializeToString,
+                response_deserializer=dp_dot_v1_dot_deployment__pipeline__pb2.GetServerInfoResponse.FromString,
+                _registered_method=True)
 
 
 class DeploymentPipelineServicer:
@@ -114,6 +119,7 @@ class DeploymentPipelineServicer:
     def CreatePipeline(self, request, context):
         """Defines a pipeline. If it already exists with the same definition, the answer is the existing one.
         Refusals: ALREADY_EXISTS/PIPELINE_EXISTS (it exists with a different definition).
+        Role: admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,6 +127,7 @@ class DeploymentPipelineServicer:
 
     def GetPipeline(self, request, context):
         """Reads a pipeline's definition. Refusals: NOT_FOUND/PIPELINE_NOT_FOUND.
+        Role: viewer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,6 +135,7 @@ class DeploymentPipelineServicer:
 
     def ListPipelines(self, request, context):
         """Reads all pipelines' definitions, ordered by name.
+        Role: viewer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,6 +144,7 @@ class DeploymentPipelineServicer:
     def UpdatePipeline(self, request, context):
         """Changes a pipeline's definition. Existing deployments keep the stages they were triggered with.
         Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, ABORTED/REVISION_MISMATCH.
+        Role: admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,6 +159,7 @@ class DeploymentPipelineServicer:
         (another deployment is IN_PROGRESS; the details name it), FAILED_PRECONDITION/PIPELINE_LOCKED,
         RESOURCE_EXHAUSTED/QUEUE_FULL (max_pending deployments are already PENDING; with SUPERSEDE, only if
         max_pending is 0).
+        Role: deployer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -157,6 +167,7 @@ class DeploymentPipelineServicer:
 
     def GetDeploymentStatus(self, request, context):
         """Reads one deployment. Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND.
+        Role: viewer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -168,6 +179,7 @@ class DeploymentPipelineServicer:
         callers that advance at the same time cannot skip one either.
         Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS (it is PENDING),
         FAILED_PRECONDITION/DEPLOYMENT_ENDED, ABORTED/STAGE_MISMATCH.
+        Role: deployer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -180,6 +192,7 @@ class DeploymentPipelineServicer:
         Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS (it is PENDING),
         FAILED_PRECONDITION/DEPLOYMENT_ENDED, FAILED_PRECONDITION/NO_KNOWN_GOOD (the pipeline has not completed
         any other version; nothing was changed).
+        Role: deployer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -189,6 +202,7 @@ class DeploymentPipelineServicer:
         """Ends a PENDING or IN_PROGRESS deployment as CANCELLED. If it was IN_PROGRESS, the next deployment in the
         queue starts.
         Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_ENDED.
+        Role: deployer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -196,6 +210,7 @@ class DeploymentPipelineServicer:
 
     def GetHistory(self, request, context):
         """Reads a pipeline's deployments, newest first. Refusals: NOT_FOUND/PIPELINE_NOT_FOUND.
+        Role: viewer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -209,6 +224,7 @@ class DeploymentPipelineServicer:
         Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_LOCKED (by a different lock; the
         details say whose), and with lock_no: ABORTED/LOCK_MISMATCH (a different lock stands),
         FAILED_PRECONDITION/PIPELINE_NOT_LOCKED.
+        Role: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -216,12 +232,14 @@ class DeploymentPipelineServicer:
 
     def UnlockPipeline(self, request, context):
         """Lifts a pipeline's lock: the one that lock_no names or, without it, one of the caller's own. A repeat can
-        therefore never lift the next person's lock. If nothing is IN_PROGRESS, the queue moves on with the next TriggerDeployment on
-        the pipeline, which starts the deployment at its head first, or right away with start_next. start_next
-        also works on a pipeline that is not locked, if its queue is still waiting after a lock has expired.
+        therefore never lift the next person's lock. If nothing is IN_PROGRESS, the queue moves on with the next
+        TriggerDeployment on the pipeline, which starts the deployment at its head first, or right away with
+        start_next. start_next also works on a pipeline that is not locked, if its queue is still waiting after a
+        lock has expired.
         Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_NOT_LOCKED (and start_next has
         nothing to start), ABORTED/LOCK_MISMATCH (a different lock stands, or somebody else's and no lock_no was
         given; the details name it).
+        Role: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -230,6 +248,7 @@ class DeploymentPipelineServicer:
     def GetPipelineState(self, request, context):
         """Reads where a pipeline stands: active deployment, queue, lock, and what is live in each stage.
         Refusals: NOT_FOUND/PIPELINE_NOT_FOUND.
+        Role: viewer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -238,6 +257,15 @@ class DeploymentPipelineServicer:
     def ListEvents(self, request, context):
         """Reads the audit trail of a pipeline or of one deployment, oldest first.
         Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DEPLOYMENT_NOT_FOUND.
+        Role: viewer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetServerInfo(self, request, context):
+        """Tells who the caller is taken for and may do what, and what this server is and takes. Any caller who has
+        proven an identity may ask, even without a role.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -315,6 +343,11 @@ def add_DeploymentPipelineServicer_to_server(servicer, server):
                     servicer.ListEvents,
                     request_deserializer=dp_dot_v1_dot_deployment__pipeline__pb2.ListEventsRequest.FromString,
                     response_serializer=dp_dot_v1_dot_deployment__pipeline__pb2.ListEventsResponse.SerializeToString,
+            ),
+            'GetServerInfo': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetServerInfo,
+                    request_deserializer=dp_dot_v1_dot_deployment__pipeline__pb2.GetServerInfoRequest.FromString,
+                    response_serializer=dp_dot_v1_dot_deployment__pipeline__pb2.GetServerInfoResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -696,6 +729,33 @@ class DeploymentPipeline:
             '/dp.v1.DeploymentPipeline/ListEvents',
             dp_dot_v1_dot_deployment__pipeline__pb2.ListEventsRequest.SerializeToString,
             dp_dot_v1_dot_deployment__pipeline__pb2.ListEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetServerInfo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dp.v1.DeploymentPipeline/GetServerInfo',
+            dp_dot_v1_dot_deployment__pipeline__pb2.GetServerInfoRequest.SerializeToString,
+            dp_dot_v1_dot_deployment__pipeline__pb2.GetServerInfoResponse.FromString,
             options,
             channel_credentials,
             insecure,

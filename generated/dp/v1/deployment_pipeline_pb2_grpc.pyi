@@ -47,6 +47,22 @@ What holds for every call
   contain newlines and tabs, but no other control, invisible or line-separating characters.
   Versions, labels, owners and request_ids contain printable characters only. A request_id does not begin
   with "auto-".
+* A server that must know who calls takes one credential: the metadata "authorization: Bearer TOKEN" (a JWT
+  or a static token) or, without it, the caller's certificate, or the one that a trusted proxy vouches for.
+  Any call may then end with
+  UNAUTHENTICATED/UNAUTHENTICATED (no credential, or one that proves nothing; the message says which ways are
+  open),
+  PERMISSION_DENIED/PERMISSION_DENIED (the details name the role that is missing. A deployment of a pipeline
+  that the caller may not see is answered as if it did not exist, and lists leave out what the caller may
+  not see),
+  UNAVAILABLE/KEYS_UNAVAILABLE (the keys to check the token with are not here yet; RetryInfo as above), or
+  RESOURCE_EXHAUSTED/RATE_LIMITED (the caller sends too many calls; RetryInfo and the trailing metadata
+  grpc-retry-pushback-ms say when to try again).
+  All this is checked before anything else. Each rpc below says which role it needs; a role includes those
+  before it: viewer, deployer, operator, admin.
+* What is changed is recorded with the caller's id: in triggered_by, actor and locked_by. A service that may
+  (its grants say so) acts for a person whom it names in the metadata "x-dp-on-behalf-of": then they name the
+  person, and via names the service. A repeat changes none of them: the first caller's stay.
 * A list comes in pages. For the next one, send next_page_token as page_token, with the same filters; the
   page size may change. A page ends at 3 MiB even if more items were asked for, so only an empty
   next_page_token marks the end.
@@ -87,14 +103,20 @@ class DeploymentPipelineStub:
     CreatePipeline: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.CreatePipelineRequest, _deployment_pipeline_pb2.Pipeline]
     """Defines a pipeline. If it already exists with the same definition, the answer is the existing one.
     Refusals: ALREADY_EXISTS/PIPELINE_EXISTS (it exists with a different definition).
+    Role: admin.
     """
     GetPipeline: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetPipelineRequest, _deployment_pipeline_pb2.Pipeline]
-    """Reads a pipeline's definition. Refusals: NOT_FOUND/PIPELINE_NOT_FOUND."""
+    """Reads a pipeline's definition. Refusals: NOT_FOUND/PIPELINE_NOT_FOUND.
+    Role: viewer.
+    """
     ListPipelines: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.ListPipelinesRequest, _deployment_pipeline_pb2.ListPipelinesResponse]
-    """Reads all pipelines' definitions, ordered by name."""
+    """Reads all pipelines' definitions, ordered by name.
+    Role: viewer.
+    """
     UpdatePipeline: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.UpdatePipelineRequest, _deployment_pipeline_pb2.Pipeline]
     """Changes a pipeline's definition. Existing deployments keep the stages they were triggered with.
     Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, ABORTED/REVISION_MISMATCH.
+    Role: admin.
     """
     TriggerDeployment: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.TriggerDeploymentRequest, _deployment_pipeline_pb2.DeploymentStatus]
     """Starts a deployment of a version at the pipeline's first stage. If another one is IN_PROGRESS, on_busy
@@ -105,15 +127,19 @@ class DeploymentPipelineStub:
     (another deployment is IN_PROGRESS; the details name it), FAILED_PRECONDITION/PIPELINE_LOCKED,
     RESOURCE_EXHAUSTED/QUEUE_FULL (max_pending deployments are already PENDING; with SUPERSEDE, only if
     max_pending is 0).
+    Role: deployer.
     """
     GetDeploymentStatus: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetDeploymentStatusRequest, _deployment_pipeline_pb2.DeploymentStatus]
-    """Reads one deployment. Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND."""
+    """Reads one deployment. Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND.
+    Role: viewer.
+    """
     AdvanceStage: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.AdvanceStageRequest, _deployment_pipeline_pb2.DeploymentStatus]
     """Moves an IN_PROGRESS deployment to its next stage or, from the last one, to COMPLETED. With
     expected_stage or request_id, sending the call again cannot skip a stage; with expected_stage, two
     callers that advance at the same time cannot skip one either.
     Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS (it is PENDING),
     FAILED_PRECONDITION/DEPLOYMENT_ENDED, ABORTED/STAGE_MISMATCH.
+    Role: deployer.
     """
     Rollback: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.RollbackRequest, _deployment_pipeline_pb2.DeploymentStatus]
     """Ends an IN_PROGRESS deployment as ROLLED_BACK. By default, the next deployment in the queue starts. With
@@ -122,14 +148,18 @@ class DeploymentPipelineStub:
     Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS (it is PENDING),
     FAILED_PRECONDITION/DEPLOYMENT_ENDED, FAILED_PRECONDITION/NO_KNOWN_GOOD (the pipeline has not completed
     any other version; nothing was changed).
+    Role: deployer.
     """
     CancelDeployment: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.CancelDeploymentRequest, _deployment_pipeline_pb2.DeploymentStatus]
     """Ends a PENDING or IN_PROGRESS deployment as CANCELLED. If it was IN_PROGRESS, the next deployment in the
     queue starts.
     Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_ENDED.
+    Role: deployer.
     """
     GetHistory: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetHistoryRequest, _deployment_pipeline_pb2.GetHistoryResponse]
-    """Reads a pipeline's deployments, newest first. Refusals: NOT_FOUND/PIPELINE_NOT_FOUND."""
+    """Reads a pipeline's deployments, newest first. Refusals: NOT_FOUND/PIPELINE_NOT_FOUND.
+    Role: viewer.
+    """
     LockPipeline: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.LockPipelineRequest, _deployment_pipeline_pb2.Pipeline]
     """Freezes a pipeline: until it is unlocked or the lock expires, triggers are refused and PENDING
     deployments do not start. AdvanceStage, CancelDeployment and Rollback still work, even with redeploy. An
@@ -138,23 +168,32 @@ class DeploymentPipelineStub:
     Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_LOCKED (by a different lock; the
     details say whose), and with lock_no: ABORTED/LOCK_MISMATCH (a different lock stands),
     FAILED_PRECONDITION/PIPELINE_NOT_LOCKED.
+    Role: operator.
     """
     UnlockPipeline: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.UnlockPipelineRequest, _deployment_pipeline_pb2.UnlockPipelineResponse]
     """Lifts a pipeline's lock: the one that lock_no names or, without it, one of the caller's own. A repeat can
-    therefore never lift the next person's lock. If nothing is IN_PROGRESS, the queue moves on with the next TriggerDeployment on
-    the pipeline, which starts the deployment at its head first, or right away with start_next. start_next
-    also works on a pipeline that is not locked, if its queue is still waiting after a lock has expired.
+    therefore never lift the next person's lock. If nothing is IN_PROGRESS, the queue moves on with the next
+    TriggerDeployment on the pipeline, which starts the deployment at its head first, or right away with
+    start_next. start_next also works on a pipeline that is not locked, if its queue is still waiting after a
+    lock has expired.
     Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_NOT_LOCKED (and start_next has
     nothing to start), ABORTED/LOCK_MISMATCH (a different lock stands, or somebody else's and no lock_no was
     given; the details name it).
+    Role: operator.
     """
     GetPipelineState: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetPipelineStateRequest, _deployment_pipeline_pb2.PipelineState]
     """Reads where a pipeline stands: active deployment, queue, lock, and what is live in each stage.
     Refusals: NOT_FOUND/PIPELINE_NOT_FOUND.
+    Role: viewer.
     """
     ListEvents: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.ListEventsRequest, _deployment_pipeline_pb2.ListEventsResponse]
     """Reads the audit trail of a pipeline or of one deployment, oldest first.
     Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DEPLOYMENT_NOT_FOUND.
+    Role: viewer.
+    """
+    GetServerInfo: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetServerInfoRequest, _deployment_pipeline_pb2.GetServerInfoResponse]
+    """Tells who the caller is taken for and may do what, and what this server is and takes. Any caller who has
+    proven an identity may ask, even without a role.
     """
 
 @_typing.type_check_only
@@ -165,14 +204,20 @@ class DeploymentPipelineAsyncStub(DeploymentPipelineStub):
     CreatePipeline: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.CreatePipelineRequest, _deployment_pipeline_pb2.Pipeline]  # type: ignore[assignment]
     """Defines a pipeline. If it already exists with the same definition, the answer is the existing one.
     Refusals: ALREADY_EXISTS/PIPELINE_EXISTS (it exists with a different definition).
+    Role: admin.
     """
     GetPipeline: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetPipelineRequest, _deployment_pipeline_pb2.Pipeline]  # type: ignore[assignment]
-    """Reads a pipeline's definition. Refusals: NOT_FOUND/PIPELINE_NOT_FOUND."""
+    """Reads a pipeline's definition. Refusals: NOT_FOUND/PIPELINE_NOT_FOUND.
+    Role: viewer.
+    """
     ListPipelines: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.ListPipelinesRequest, _deployment_pipeline_pb2.ListPipelinesResponse]  # type: ignore[assignment]
-    """Reads all pipelines' definitions, ordered by name."""
+    """Reads all pipelines' definitions, ordered by name.
+    Role: viewer.
+    """
     UpdatePipeline: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.UpdatePipelineRequest, _deployment_pipeline_pb2.Pipeline]  # type: ignore[assignment]
     """Changes a pipeline's definition. Existing deployments keep the stages they were triggered with.
     Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, ABORTED/REVISION_MISMATCH.
+    Role: admin.
     """
     TriggerDeployment: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.TriggerDeploymentRequest, _deployment_pipeline_pb2.DeploymentStatus]  # type: ignore[assignment]
     """Starts a deployment of a version at the pipeline's first stage. If another one is IN_PROGRESS, on_busy
@@ -183,15 +228,19 @@ class DeploymentPipelineAsyncStub(DeploymentPipelineStub):
     (another deployment is IN_PROGRESS; the details name it), FAILED_PRECONDITION/PIPELINE_LOCKED,
     RESOURCE_EXHAUSTED/QUEUE_FULL (max_pending deployments are already PENDING; with SUPERSEDE, only if
     max_pending is 0).
+    Role: deployer.
     """
     GetDeploymentStatus: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetDeploymentStatusRequest, _deployment_pipeline_pb2.DeploymentStatus]  # type: ignore[assignment]
-    """Reads one deployment. Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND."""
+    """Reads one deployment. Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND.
+    Role: viewer.
+    """
     AdvanceStage: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.AdvanceStageRequest, _deployment_pipeline_pb2.DeploymentStatus]  # type: ignore[assignment]
     """Moves an IN_PROGRESS deployment to its next stage or, from the last one, to COMPLETED. With
     expected_stage or request_id, sending the call again cannot skip a stage; with expected_stage, two
     callers that advance at the same time cannot skip one either.
     Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS (it is PENDING),
     FAILED_PRECONDITION/DEPLOYMENT_ENDED, ABORTED/STAGE_MISMATCH.
+    Role: deployer.
     """
     Rollback: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.RollbackRequest, _deployment_pipeline_pb2.DeploymentStatus]  # type: ignore[assignment]
     """Ends an IN_PROGRESS deployment as ROLLED_BACK. By default, the next deployment in the queue starts. With
@@ -200,14 +249,18 @@ class DeploymentPipelineAsyncStub(DeploymentPipelineStub):
     Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS (it is PENDING),
     FAILED_PRECONDITION/DEPLOYMENT_ENDED, FAILED_PRECONDITION/NO_KNOWN_GOOD (the pipeline has not completed
     any other version; nothing was changed).
+    Role: deployer.
     """
     CancelDeployment: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.CancelDeploymentRequest, _deployment_pipeline_pb2.DeploymentStatus]  # type: ignore[assignment]
     """Ends a PENDING or IN_PROGRESS deployment as CANCELLED. If it was IN_PROGRESS, the next deployment in the
     queue starts.
     Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_ENDED.
+    Role: deployer.
     """
     GetHistory: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetHistoryRequest, _deployment_pipeline_pb2.GetHistoryResponse]  # type: ignore[assignment]
-    """Reads a pipeline's deployments, newest first. Refusals: NOT_FOUND/PIPELINE_NOT_FOUND."""
+    """Reads a pipeline's deployments, newest first. Refusals: NOT_FOUND/PIPELINE_NOT_FOUND.
+    Role: viewer.
+    """
     LockPipeline: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.LockPipelineRequest, _deployment_pipeline_pb2.Pipeline]  # type: ignore[assignment]
     """Freezes a pipeline: until it is unlocked or the lock expires, triggers are refused and PENDING
     deployments do not start. AdvanceStage, CancelDeployment and Rollback still work, even with redeploy. An
@@ -216,23 +269,32 @@ class DeploymentPipelineAsyncStub(DeploymentPipelineStub):
     Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_LOCKED (by a different lock; the
     details say whose), and with lock_no: ABORTED/LOCK_MISMATCH (a different lock stands),
     FAILED_PRECONDITION/PIPELINE_NOT_LOCKED.
+    Role: operator.
     """
     UnlockPipeline: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.UnlockPipelineRequest, _deployment_pipeline_pb2.UnlockPipelineResponse]  # type: ignore[assignment]
     """Lifts a pipeline's lock: the one that lock_no names or, without it, one of the caller's own. A repeat can
-    therefore never lift the next person's lock. If nothing is IN_PROGRESS, the queue moves on with the next TriggerDeployment on
-    the pipeline, which starts the deployment at its head first, or right away with start_next. start_next
-    also works on a pipeline that is not locked, if its queue is still waiting after a lock has expired.
+    therefore never lift the next person's lock. If nothing is IN_PROGRESS, the queue moves on with the next
+    TriggerDeployment on the pipeline, which starts the deployment at its head first, or right away with
+    start_next. start_next also works on a pipeline that is not locked, if its queue is still waiting after a
+    lock has expired.
     Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_NOT_LOCKED (and start_next has
     nothing to start), ABORTED/LOCK_MISMATCH (a different lock stands, or somebody else's and no lock_no was
     given; the details name it).
+    Role: operator.
     """
     GetPipelineState: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetPipelineStateRequest, _deployment_pipeline_pb2.PipelineState]  # type: ignore[assignment]
     """Reads where a pipeline stands: active deployment, queue, lock, and what is live in each stage.
     Refusals: NOT_FOUND/PIPELINE_NOT_FOUND.
+    Role: viewer.
     """
     ListEvents: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.ListEventsRequest, _deployment_pipeline_pb2.ListEventsResponse]  # type: ignore[assignment]
     """Reads the audit trail of a pipeline or of one deployment, oldest first.
     Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DEPLOYMENT_NOT_FOUND.
+    Role: viewer.
+    """
+    GetServerInfo: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetServerInfoRequest, _deployment_pipeline_pb2.GetServerInfoResponse]  # type: ignore[assignment]
+    """Tells who the caller is taken for and may do what, and what this server is and takes. Any caller who has
+    proven an identity may ask, even without a role.
     """
 
 class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
@@ -246,6 +308,7 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_deployment_pipeline_pb2.Pipeline, _abc.Awaitable[_deployment_pipeline_pb2.Pipeline]]:
         """Defines a pipeline. If it already exists with the same definition, the answer is the existing one.
         Refusals: ALREADY_EXISTS/PIPELINE_EXISTS (it exists with a different definition).
+        Role: admin.
         """
 
     @_abc_1.abstractmethod
@@ -254,7 +317,9 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_pipeline_pb2.GetPipelineRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pipeline_pb2.Pipeline, _abc.Awaitable[_deployment_pipeline_pb2.Pipeline]]:
-        """Reads a pipeline's definition. Refusals: NOT_FOUND/PIPELINE_NOT_FOUND."""
+        """Reads a pipeline's definition. Refusals: NOT_FOUND/PIPELINE_NOT_FOUND.
+        Role: viewer.
+        """
 
     @_abc_1.abstractmethod
     def ListPipelines(
@@ -262,7 +327,9 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_pipeline_pb2.ListPipelinesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pipeline_pb2.ListPipelinesResponse, _abc.Awaitable[_deployment_pipeline_pb2.ListPipelinesResponse]]:
-        """Reads all pipelines' definitions, ordered by name."""
+        """Reads all pipelines' definitions, ordered by name.
+        Role: viewer.
+        """
 
     @_abc_1.abstractmethod
     def UpdatePipeline(
@@ -272,6 +339,7 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_deployment_pipeline_pb2.Pipeline, _abc.Awaitable[_deployment_pipeline_pb2.Pipeline]]:
         """Changes a pipeline's definition. Existing deployments keep the stages they were triggered with.
         Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, ABORTED/REVISION_MISMATCH.
+        Role: admin.
         """
 
     @_abc_1.abstractmethod
@@ -288,6 +356,7 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         (another deployment is IN_PROGRESS; the details name it), FAILED_PRECONDITION/PIPELINE_LOCKED,
         RESOURCE_EXHAUSTED/QUEUE_FULL (max_pending deployments are already PENDING; with SUPERSEDE, only if
         max_pending is 0).
+        Role: deployer.
         """
 
     @_abc_1.abstractmethod
@@ -296,7 +365,9 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_pipeline_pb2.GetDeploymentStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pipeline_pb2.DeploymentStatus, _abc.Awaitable[_deployment_pipeline_pb2.DeploymentStatus]]:
-        """Reads one deployment. Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND."""
+        """Reads one deployment. Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND.
+        Role: viewer.
+        """
 
     @_abc_1.abstractmethod
     def AdvanceStage(
@@ -309,6 +380,7 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         callers that advance at the same time cannot skip one either.
         Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS (it is PENDING),
         FAILED_PRECONDITION/DEPLOYMENT_ENDED, ABORTED/STAGE_MISMATCH.
+        Role: deployer.
         """
 
     @_abc_1.abstractmethod
@@ -323,6 +395,7 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_NOT_IN_PROGRESS (it is PENDING),
         FAILED_PRECONDITION/DEPLOYMENT_ENDED, FAILED_PRECONDITION/NO_KNOWN_GOOD (the pipeline has not completed
         any other version; nothing was changed).
+        Role: deployer.
         """
 
     @_abc_1.abstractmethod
@@ -334,6 +407,7 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         """Ends a PENDING or IN_PROGRESS deployment as CANCELLED. If it was IN_PROGRESS, the next deployment in the
         queue starts.
         Refusals: NOT_FOUND/DEPLOYMENT_NOT_FOUND, FAILED_PRECONDITION/DEPLOYMENT_ENDED.
+        Role: deployer.
         """
 
     @_abc_1.abstractmethod
@@ -342,7 +416,9 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_pipeline_pb2.GetHistoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pipeline_pb2.GetHistoryResponse, _abc.Awaitable[_deployment_pipeline_pb2.GetHistoryResponse]]:
-        """Reads a pipeline's deployments, newest first. Refusals: NOT_FOUND/PIPELINE_NOT_FOUND."""
+        """Reads a pipeline's deployments, newest first. Refusals: NOT_FOUND/PIPELINE_NOT_FOUND.
+        Role: viewer.
+        """
 
     @_abc_1.abstractmethod
     def LockPipeline(
@@ -357,6 +433,7 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_LOCKED (by a different lock; the
         details say whose), and with lock_no: ABORTED/LOCK_MISMATCH (a different lock stands),
         FAILED_PRECONDITION/PIPELINE_NOT_LOCKED.
+        Role: operator.
         """
 
     @_abc_1.abstractmethod
@@ -366,12 +443,14 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pipeline_pb2.UnlockPipelineResponse, _abc.Awaitable[_deployment_pipeline_pb2.UnlockPipelineResponse]]:
         """Lifts a pipeline's lock: the one that lock_no names or, without it, one of the caller's own. A repeat can
-        therefore never lift the next person's lock. If nothing is IN_PROGRESS, the queue moves on with the next TriggerDeployment on
-        the pipeline, which starts the deployment at its head first, or right away with start_next. start_next
-        also works on a pipeline that is not locked, if its queue is still waiting after a lock has expired.
+        therefore never lift the next person's lock. If nothing is IN_PROGRESS, the queue moves on with the next
+        TriggerDeployment on the pipeline, which starts the deployment at its head first, or right away with
+        start_next. start_next also works on a pipeline that is not locked, if its queue is still waiting after a
+        lock has expired.
         Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_NOT_LOCKED (and start_next has
         nothing to start), ABORTED/LOCK_MISMATCH (a different lock stands, or somebody else's and no lock_no was
         given; the details name it).
+        Role: operator.
         """
 
     @_abc_1.abstractmethod
@@ -382,6 +461,7 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_deployment_pipeline_pb2.PipelineState, _abc.Awaitable[_deployment_pipeline_pb2.PipelineState]]:
         """Reads where a pipeline stands: active deployment, queue, lock, and what is live in each stage.
         Refusals: NOT_FOUND/PIPELINE_NOT_FOUND.
+        Role: viewer.
         """
 
     @_abc_1.abstractmethod
@@ -392,6 +472,17 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_deployment_pipeline_pb2.ListEventsResponse, _abc.Awaitable[_deployment_pipeline_pb2.ListEventsResponse]]:
         """Reads the audit trail of a pipeline or of one deployment, oldest first.
         Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DEPLOYMENT_NOT_FOUND.
+        Role: viewer.
+        """
+
+    @_abc_1.abstractmethod
+    def GetServerInfo(
+        self,
+        request: _deployment_pipeline_pb2.GetServerInfoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_deployment_pipeline_pb2.GetServerInfoResponse, _abc.Awaitable[_deployment_pipeline_pb2.GetServerInfoResponse]]:
+        """Tells who the caller is taken for and may do what, and what this server is and takes. Any caller who has
+        proven an identity may ask, even without a role.
         """
 
 def add_DeploymentPipelineServicer_to_server(servicer: DeploymentPipelineServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

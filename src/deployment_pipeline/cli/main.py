@@ -8,18 +8,21 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from deployment_pipeline.edge.listeners import Listener, Mode, shown
 from deployment_pipeline.release import VERSION
 from deployment_pipeline.run import settings
 from deployment_pipeline.run.settings import InvalidSettings, Settings
+from deployment_pipeline.run.values import masked
 
-TRY = """
+EMBEDDED = """
 Embedded stores keep their data in {data_dir}/ (`make reset` starts from scratch); never use them in
 production.
-
+"""
+TRY = """\
 Try it from another terminal, in this folder:
 
   export PATH="$PWD/.venv/bin:$PATH"
@@ -29,8 +32,6 @@ Try it from another terminal, in this folder:
     -d '{{"pipeline_name": "shop", "version": "1.0.0", "request_id": "release-1"}}'
   buf curl --http2-prior-knowledge --protocol grpc {url}/dp.v1.DeploymentPipeline/GetHistory \\
     -d '{{"pipeline_name": "shop"}}'
-
-Ctrl-C stops it.
 """
 
 
@@ -77,6 +78,14 @@ def main() -> None:
         "--service", default="readiness", help="readiness (default), liveness, or a service's name"
     )
     commands.add_parser("config", help="print the settings in effect, without secrets")
+    token = commands.add_parser("token", help="make a static token, and its entry for DP_TOKENS_FILE")
+    token.add_argument("name", metavar="NAME", help="who it is for")
+    token.add_argument(
+        "--group", action="append", default=[], metavar="G", help="a group it is in; give it again for more"
+    )
+    token.add_argument(
+        "--expires-in", type=int, metavar="DAYS", help="how long it is accepted (default: always)"
+    )
     worker = commands.add_parser("worker")  # what `serve --workers` starts
     worker.add_argument("number", type=int)
     worker.add_argument("lifeline", type=int)
@@ -86,26 +95,33 @@ def main() -> None:
     # gRPC's own lines are no JSON; what matters of them is in statuses and in our log.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        config = settings.load()
-        match arguments.command:
-            case "serve":
-                _serve(config, arguments.embedded, arguments.workers, migrates=arguments.migrates)
-            case "worker":
-                _worker(config, arguments.number, arguments.lifeline)
-            case "migrate":
-                _log(config)
-                _migrate(config, finish=arguments.finish, force=arguments.force)
-                print(f"the database has this release's schema{', finished' if arguments.finish else ''}")
-            case "healthcheck":
-                sys.exit(_healthcheck(config, arguments.service))
-            case "config":
-                print("\n".join(_config(config)))
+        _execute(arguments)
     except InvalidSettings as error:
         sys.exit(_report(f"invalid settings:\n{error}"))
     except Unusable as error:
         sys.exit(_report(str(error)))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+
+
+def _execute(arguments: argparse.Namespace) -> None:
+    if arguments.command == "token":  # it needs no settings
+        _token(arguments.name, arguments.group, arguments.expires_in)
+        return
+    config = settings.load()
+    match arguments.command:
+        case "serve":
+            _serve(config, arguments.embedded, arguments.workers, migrates=arguments.migrates)
+        case "worker":
+            _worker(config, arguments.number, arguments.lifeline)
+        case "migrate":
+            _log(config)
+            _migrate(config, finish=arguments.finish, force=arguments.force)
+            print(f"the database has this release's schema{', finished' if arguments.finish else ''}")
+        case "healthcheck":
+            sys.exit(_healthcheck(config, arguments.service))
+        case "config":
+            print("\n".join(_config(config)))
 
 
 def _count(text: str) -> int:
@@ -135,12 +151,13 @@ def _report(problem: str) -> int:
 
 
 def _serve(config: Settings, embedded: bool, count: int, *, migrates: bool) -> None:
-    from deployment_pipeline.run import server, workers
+    from deployment_pipeline.run import exposure, server, workers
 
     # Until the event loop takes them over, these end the process as Ctrl-C does: stores are stopped.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     _log(config)
+    exposure.check(config)
     with _embedded_stores(config) if embedded else contextlib.nullcontext(config) as complete:
         _need(complete, "database_url", "redis_url")
         if migrates:
@@ -149,8 +166,8 @@ def _serve(config: Settings, embedded: bool, count: int, *, migrates: bool) -> N
         else:
             _check(complete)
 
-        def ready(port: int) -> None:
-            _announce(complete, port, embedded)
+        def ready(listeners: Sequence[Listener]) -> None:
+            _announce(complete, listeners, embedded)
 
         with _unusable_explained():
             if count == 1:
@@ -158,14 +175,15 @@ def _serve(config: Settings, embedded: bool, count: int, *, migrates: bool) -> N
             else:
                 # Workers read the settings themselves: no secret goes from a file into an environment.
                 environment = {**os.environ, **settings.environment(complete, config)}
-                _run(workers.supervise(count, complete.listen, environment, ready))
+                _run(workers.supervise(count, complete.listeners, environment, ready))
 
 
 def _worker(config: Settings, number: int, lifeline: int) -> None:
     from deployment_pipeline import logs
-    from deployment_pipeline.run import server
+    from deployment_pipeline.run import exposure, server
     from deployment_pipeline.run.lifeline import say_serving
 
+    exposure.check(config)
     logs.configure(config.log_level, worker=number)
     with _unusable_explained():
         _run(server.serve(config, lambda _: say_serving(lifeline), lifeline))
@@ -174,6 +192,7 @@ def _worker(config: Settings, number: int, lifeline: int) -> None:
 @contextlib.contextmanager
 def _unusable_explained() -> Iterator[None]:
     """What keeps a server from serving, as a text for the person at the terminal."""
+    from deployment_pipeline.edge.reloading import Unreadable
     from deployment_pipeline.postgres import CannotUse
     from deployment_pipeline.refusals import StoreUnavailable
     from deployment_pipeline.run.listening import CannotListen
@@ -183,7 +202,7 @@ def _unusable_explained() -> Iterator[None]:
         yield
     except StoreUnavailable:
         raise Unusable("Postgres does not answer at DP_DATABASE_URL") from None
-    except (CannotUse, CannotListen) as error:
+    except (CannotUse, CannotListen, Unreadable) as error:
         raise Unusable(str(error)) from None
     except CannotStart:
         raise Unusable("a worker did not start") from None
@@ -260,19 +279,21 @@ def _check(config: Settings) -> None:
         migrate.check(config.database_url)
 
 
-def _announce(config: Settings, port: int, embedded: bool) -> None:
+def _announce(config: Settings, listeners: Sequence[Listener], embedded: bool) -> None:
     from deployment_pipeline import logs
 
-    listen = f"{config.listen.rpartition(':')[0]}:{port}"
+    listen = shown(listeners)
     stores = {
-        "postgres": settings.masked(config.database_url),
-        "redis": settings.masked(config.redis_url),
+        "postgres": masked(config.database_url),
+        "redis": masked(config.redis_url),
     }
     logs.announce("serving", version=VERSION, listen=listen, **stores)
     if embedded:
-        shown = "\n".join(f"  {name:8}  {url}" for name, url in stores.items())
-        try_it = TRY.format(url=f"http://{listen}", data_dir=config.data_dir)
-        greeting = f"deployment-pipeline serves gRPC on {listen}\n{shown}\n{try_it}\n"
+        lines = [f"deployment-pipeline serves gRPC on {listen}"]
+        lines += [f"  {name:8}  {url}" for name, url in stores.items()]
+        lines += [EMBEDDED.format(data_dir=config.data_dir)]
+        lines += [TRY.format(url=f"http://{one.address}") for one in listeners if one.mode is Mode.PLAIN][:1]
+        greeting = "\n".join([*lines, "Ctrl-C stops it.\n\n"])
         # In a thread: if nobody reads it, the service must not wait.
         threading.Thread(target=_print, args=(greeting,), daemon=True).start()
 
@@ -286,21 +307,33 @@ def _print(text: str) -> None:
 def _healthcheck(config: Settings, service: str) -> int:
     from deployment_pipeline.edge import probe
 
-    host, _, port = config.listen.rpartition(":")
+    listener = config.listeners[0]
     # What listens everywhere is asked on loopback.
-    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104
-    answer = probe.check(f"{host}:{port}", service)
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(listener.host, listener.host)  # noqa: S104
+    answer = probe.check(f"{host}:{listener.port}", service)
     print(answer)
     return 0 if answer == probe.SERVING else 1
+
+
+def _token(name: str, groups: Sequence[str], expires_in_days: int | None) -> None:
+    from deployment_pipeline.cli import token
+
+    try:
+        made = token.make(name, groups, expires_in_days)
+    except ValueError as error:
+        raise Unusable(str(error)) from None
+    # In this order: the token is of no use without its entry.
+    print(made.entry, flush=True)
+    print(made.for_person, file=sys.stderr)
 
 
 def _config(config: Settings) -> Iterator[str]:
     """As an environment file that a shell can read."""
     for field, info in Settings.model_fields.items():
         value = getattr(config, field)
-        name, shown = settings.variable(field), str(value)
+        name, shown = settings.variable(field), "" if value is None else str(value)
         if field in settings.SECRETS:
-            shown = settings.masked(value)
+            shown = masked(value)
             if path := os.environ.get(settings.file_variable(field)):
                 name, shown = settings.file_variable(field), path
         yield f"# {info.description}"

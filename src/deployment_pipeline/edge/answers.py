@@ -25,6 +25,8 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 DOMAIN = "dp.v1"
 DETAILS_KEY = "grpc-status-details-bin"
+# Of gRPC's retry policy (gRFC A6).
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
 RETRY_AFTER_SECONDS = 1
 
 # A client refuses a status whose metadata exceeds 8 KiB; the message counts too, with every byte that
@@ -53,9 +55,13 @@ CODES: dict[type[Refusal], StatusCode] = {
     refusals.TokenRequired: StatusCode.INVALID_ARGUMENT,
     refusals.UpgradeNotFinished: StatusCode.FAILED_PRECONDITION,
     refusals.Overloaded: StatusCode.RESOURCE_EXHAUSTED,
+    refusals.RateLimited: StatusCode.RESOURCE_EXHAUSTED,
+    refusals.Unauthenticated: StatusCode.UNAUTHENTICATED,
+    refusals.PermissionDenied: StatusCode.PERMISSION_DENIED,
     # Meshes retry UNAVAILABLE on their own: it is only ever said when nothing happened.
     refusals.StoreUnavailable: StatusCode.UNAVAILABLE,
     refusals.ShuttingDown: StatusCode.UNAVAILABLE,
+    refusals.KeysUnavailable: StatusCode.UNAVAILABLE,
     refusals.OutcomeUnknown: StatusCode.UNKNOWN,
 }
 
@@ -67,6 +73,7 @@ class Answer(NamedTuple):
     message: str
     details: bytes
     facts: Mapping[str, str]  # each short enough for metadata and for a log line
+    pushback_ms: int | None = None  # before that, a client library must not send the call again
 
 
 # What the first attempt at a call can be the reason for.
@@ -102,7 +109,10 @@ def _of(refusal: Refusal, may_be_own: bool) -> Answer:
     message = _cut(text, MAX_MESSAGE_BYTES)
     facts = {name: _cut(fact, MAX_FACT_BYTES) for name, fact in told.items()}
     details = _details(refusal, message)
-    return _answer(CODES[type(refusal)], message, refusal.reason, facts, *details)
+    answer = _answer(CODES[type(refusal)], message, refusal.reason, facts, *details)
+    if isinstance(refusal, refusals.RateLimited):
+        return answer._replace(pushback_ms=refusal.retry_ms)
+    return answer
 
 
 def internal(incident: str) -> Answer:
@@ -134,8 +144,13 @@ def _details(refusal: Refusal, message: str) -> list[Message]:
             | refusals.Overloaded()
             | refusals.StoreUnavailable()
             | refusals.ShuttingDown()
+            | refusals.KeysUnavailable()
         ):
             return [RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_SECONDS))]
+        case refusals.RateLimited(retry_ms):
+            delay = Duration()
+            delay.FromMilliseconds(retry_ms)
+            return [RetryInfo(retry_delay=delay)]
         case _:
             return []
 
@@ -174,9 +189,11 @@ def _answer(
 
 async def abort(context: Context, answer: Answer) -> NoReturn:
     """End the call with it. Raises AbortError."""
-    metadata = ((DETAILS_KEY, answer.details),)
+    metadata: list[tuple[str, str | bytes]] = [(DETAILS_KEY, answer.details)]
+    if answer.pushback_ms is not None:
+        metadata.append((PUSHBACK_KEY, str(answer.pushback_ms)))
     try:
-        await context.abort(answer.code, answer.message, trailing_metadata=metadata)
+        await context.abort(answer.code, answer.message, trailing_metadata=tuple(metadata))
     except grpc.aio.AbortError as aborted:
         # The call's state keeps it, and it the call's frames: a cycle for the garbage collector, for each
         # refusal. Nobody looks at its traceback after this step.

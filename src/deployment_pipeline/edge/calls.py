@@ -22,6 +22,8 @@ from deployment_pipeline import call, logs
 from deployment_pipeline.edge import answers, attempts
 from deployment_pipeline.edge.answers import Context, abort
 from deployment_pipeline.edge.arrivals import Arrivals
+from deployment_pipeline.edge.entrance import Entrance
+from deployment_pipeline.edge.identity.proof import NotProven
 from deployment_pipeline.edge.unsent import LONG_BYTES, Unsent
 from deployment_pipeline.refusals import InvalidFields, Overloaded, Refusal, ShuttingDown, Violation
 from dp.v1 import deployment_pipeline_pb2 as pb
@@ -45,8 +47,9 @@ class Calls:
     """The service's methods as gRPC gets them. Wrapped, not intercepted: gRPC asks an interceptor again for
     every call, at the price of several system calls."""
 
-    def __init__(self, attempt_id_headers: Sequence[str]) -> None:
+    def __init__(self, entrance: Entrance, attempt_id_headers: Sequence[str]) -> None:
         """attempt_id_headers: see `attempts.attempt`."""
+        self._entrance = entrance
         self._attempt_id_headers = attempt_id_headers
         self._services: dict[str, dict[str, Handler]] = {}
         self._arrivals = Arrivals()
@@ -120,7 +123,7 @@ class Calls:
         said: Facts = {}
         try:
             try:
-                self._admit(method, request, context)
+                await self._admit(method, request, context)
                 response = await handle(request, context)
                 data = serialize(response)
                 if len(data) > LONG_BYTES and method.startswith(READS):
@@ -147,7 +150,7 @@ class Calls:
         said: Facts = {}
         try:
             try:
-                self._admit(method, request, context)
+                await self._admit(method, request, context)
                 async for response in handle(request, context):
                     yield response
                     sent += 1
@@ -160,7 +163,7 @@ class Calls:
         finally:
             self._conclude(method, started, code, {**said, "messages": sent}, context)
 
-    def _admit(self, method: str, request: object, context: Context) -> None:
+    async def _admit(self, method: str, request: object, context: Context) -> None:
         """Begin the call's time, and refuse what is not to be served."""
         left = context.time_remaining()
         if self._ends_at < math.inf:
@@ -174,6 +177,7 @@ class Calls:
         if len(self._running) >= MAX_CALLS:
             raise Overloaded
         self._running.add(context)
+        await self._entrance.admit(method, request, context)
         if isinstance(request, _Unreadable):
             rule = f"is not a {method} request: its bytes are not such a message, or a text is not UTF-8"
             raise InvalidFields([Violation("request", rule)])
@@ -190,7 +194,7 @@ class Calls:
             code=code.name,
             ms=round((time.perf_counter() - started) * 1000, 2),
             peer=context.peer(),
-            **_names(call.attempt()),
+            **_names(call.attempt(), call.caller()),
             **said,
         )
 
@@ -200,18 +204,27 @@ def _explained(method: str, request: object, error: Exception) -> tuple[answers.
     if isinstance(error, Refusal):
         is_blind_repeat = call.attempt().is_repeat and not getattr(request, "request_id", "")
         answer = answers.of(error, is_blind_repeat=is_blind_repeat)
-        return answer, {"refusal": {"reason": error.reason, **answer.facts}}
+        said = {"reason": error.reason, **answer.facts}
+        if isinstance(error.__cause__, NotProven):
+            said["why"] = str(error.__cause__)
+        return answer, {"refusal": said}
     incident = uuid4().hex
     log.error("a bug", incident=incident, method=method, exc_info=error)
     answer = answers.internal(incident)
     return answer, answer.facts
 
 
-def _names(attempt: call.Attempt) -> Facts:
-    """What others call this call, for people who look for it in several logs."""
-    if attempt is call.UNMARKED:
+def _names(attempt: call.Attempt, caller: call.Caller) -> Facts:
+    """Who called, and what others call this call, for people who look for it in several logs."""
+    if attempt is call.UNMARKED and not caller.actor:
         return {}
-    said = {"attempt_id": attempt.id, "trace_id": attempt.trace_id, "retry": attempt.is_repeat}
+    said = {
+        "principal": caller.actor,
+        "via": caller.via,
+        "attempt_id": attempt.id,
+        "trace_id": attempt.trace_id,
+        "retry": attempt.is_repeat,
+    }
     return {name: value for name, value in said.items() if value}
 
 

@@ -265,6 +265,7 @@ def _event(model: LoggedEvent) -> pb.Event:
         from_status=None if model.from_status is None else _STATUSES[model.from_status],
         to_status=None if model.to_status is None else _STATUSES[model.to_status],
         actor=model.actor,
+        via=model.via,
         reason=model.reason,
         request_id=model.request_id or "",
         created_at=_timestamp(model.created_at),
@@ -278,6 +279,7 @@ def _lock(lock: Lock | None) -> pb.Lock | None:
     return pb.Lock(
         lock_no=lock.no,
         owner=lock.owner,
+        locked_by=lock.locked_by,
         reason=lock.reason,
         locked_at=_timestamp(lock.locked_at),
         expires_at=_timestamp(lock.expires_at),

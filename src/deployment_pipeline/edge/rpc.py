@@ -1,4 +1,4 @@
-"""gRPC on one address: the service, health and reflection; how they begin and end."""
+"""gRPC: the service, health and reflection; how they begin and end."""
 
 import asyncio
 import contextlib
@@ -11,12 +11,15 @@ from grpc_health.v1 import health_pb2_grpc
 from deployment_pipeline import call
 from deployment_pipeline.edge import reflection, sockets
 from deployment_pipeline.edge.calls import Calls
+from deployment_pipeline.edge.entrance import Entrance
 from deployment_pipeline.edge.health import SERVICE, Health
+from deployment_pipeline.edge.listeners import Listener, Mode
+from deployment_pipeline.edge.server_info import MAX_MESSAGE_BYTES, ServerInfo
 from deployment_pipeline.edge.service import DeploymentPipelineService
+from deployment_pipeline.edge.tls import Certificates
 from deployment_pipeline.engine import Engine
 from dp.v1 import deployment_pipeline_pb2_grpc as pb_grpc
 
-MAX_MESSAGE_BYTES = 1024 * 1024
 # For the last answers to leave this machine.
 FLUSH_SECONDS = 0.05
 # After the last call's time has run out: its statement is cut, and its caller told.
@@ -48,6 +51,8 @@ class Rpc:
     def __init__(
         self,
         engine: Engine,
+        entrance: Entrance,
+        info: ServerInfo,
         *,
         shares_port: bool,
         reflects: bool,
@@ -55,9 +60,10 @@ class Rpc:
         attempt_id_headers: Sequence[str],
     ) -> None:
         """max_streams: how many calls a connection may have under way."""
-        self._calls = Calls(attempt_id_headers)
+        self._calls = Calls(entrance, attempt_id_headers)
         self._health = Health()
         self._streams = [self._health.watches]
+        self._ports: set[int] = set()
         # gRPC shares by default: a second server would silently take half of the calls.
         own = (
             ("grpc.so_reuseport", int(shares_port)),
@@ -67,16 +73,22 @@ class Rpc:
             ("grpc.http2.max_deallocating_streams", 2 * max_streams),
         )
         self._server = grpc.aio.server(options=OPTIONS + own)
-        pb_grpc.add_DeploymentPipelineServicer_to_server(DeploymentPipelineService(engine), self._calls)  # type: ignore[arg-type]
+        pb_grpc.add_DeploymentPipelineServicer_to_server(DeploymentPipelineService(engine, info), self._calls)  # type: ignore[arg-type]
         self._calls.register(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if reflects:
             self._streams.append(reflection.add(self._server, SERVICE, "grpc.health.v1.Health"))
 
-    def bind(self, listen: str) -> int:
-        """Returns the port. Raises RuntimeError if the address cannot be bound."""
-        self._port = self._server.add_insecure_port(listen)
-        return self._port
+    def bind(self, listener: Listener, certificates: Certificates | None) -> Listener:
+        """Returns it with its port. Raises RuntimeError if the address cannot be bound."""
+        if listener.mode is Mode.PLAIN:
+            port = self._server.add_insecure_port(listener.address)
+        elif certificates:
+            port = self._server.add_secure_port(listener.address, certificates.credentials(listener.mode))
+        else:
+            raise ValueError(f"{listener} needs a certificate")
+        self._ports.add(port)
+        return listener.on(port)
 
     async def start(self, probe: Callable[[], Awaitable[None]]) -> None:
         """Serve. probe: what readiness depends on; see `Health.keep_ready`."""
@@ -102,6 +114,6 @@ class Rpc:
         await asyncio.sleep(FLUSH_SECONDS)
         # As it stops, gRPC answers CANCELLED to whatever arrives, as if the caller had wished it. A broken
         # connection tells the truth: send it again.
-        sockets.hang_up(self._port)
+        sockets.hang_up(self._ports)
         await self._server.stop(0)
         await self._calls.drain()

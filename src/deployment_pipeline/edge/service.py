@@ -4,8 +4,9 @@ from typing import Any, TypeAlias, TypeVar
 
 import grpc
 
-from deployment_pipeline import commands
+from deployment_pipeline import call, commands
 from deployment_pipeline.edge import convert
+from deployment_pipeline.edge.server_info import ServerInfo
 from deployment_pipeline.engine import Engine
 from deployment_pipeline.model import Snapshot
 from dp.v1 import deployment_pipeline_pb2 as pb
@@ -18,8 +19,9 @@ REPLAYED = (("dp-replayed", "true"),)
 
 
 class DeploymentPipelineService(pb_grpc.DeploymentPipelineServicer):
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, info: ServerInfo) -> None:
         self._engine = engine
+        self._info = info
 
     async def CreatePipeline(self, request: pb.CreatePipelineRequest, context: Context) -> pb.Pipeline:
         asked = convert.command(commands.CreatePipeline, request)
@@ -93,6 +95,11 @@ class DeploymentPipelineService(pb_grpc.DeploymentPipelineServicer):
             request.page_token,
         )
         return convert.events(page)
+
+    async def GetServerInfo(
+        self, request: pb.GetServerInfoRequest, context: Context
+    ) -> pb.GetServerInfoResponse:
+        return self._info.answer(call.caller())
 
 
 def _value(made: Snapshot[T], context: Context) -> T:

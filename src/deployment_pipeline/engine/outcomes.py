@@ -118,8 +118,10 @@ def _of_pipeline(decision: Decision, asked: PipelineCommand | TriggerDeployment)
 def _of_lock(outcome: Outcome, lock: Lock, asked: PipelineCommand | TriggerDeployment) -> Refusal:
     """By the lock that stands."""
     if outcome is Outcome.LOCK_MISMATCH and isinstance(asked, LockPipeline | UnlockPipeline):
-        return LockMismatch(asked.name, lock.no, lock.owner, lock.reason, asked.lock_no)
-    return PipelineLocked(asked.pipeline, lock.no, lock.owner, lock.reason, lock.locked_at, lock.expires_at)
+        return LockMismatch(asked.name, lock.no, lock.owner, lock.locked_by, lock.reason, asked.lock_no)
+    return PipelineLocked(
+        asked.pipeline, lock.no, lock.owner, lock.locked_by, lock.reason, lock.locked_at, lock.expires_at
+    )
 
 
 def _differences(found: Pipeline, asked: CreatePipeline) -> Sequence[str]:

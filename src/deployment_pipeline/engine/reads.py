@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TypeVar
 from uuid import UUID
 
+from deployment_pipeline import call
 from deployment_pipeline.engine.page_token import PageTokens
 from deployment_pipeline.fields import DEFAULT_QUEUE, MAX_NUMBER, Rules
 from deployment_pipeline.model import (
@@ -21,11 +22,15 @@ from deployment_pipeline.states import STATUSES
 
 T = TypeVar("T")
 
+# Deployments whose pipeline is known without asking: some 20 MiB.
+MAX_REMEMBERED = 100_000
+
 
 class Reads:
     def __init__(self, reads: postgres.Reads, page_token_key: bytes) -> None:
         self._reads = reads
         self._page_token_key = page_token_key
+        self._pipelines: dict[UUID, str] = {}
 
     async def pipeline(self, name: str) -> Pipeline:
         rules = Rules()
@@ -37,13 +42,15 @@ class Reads:
         return pipeline
 
     async def pipelines(self, page_size: int, token: str) -> Page[Pipeline]:
-        """In the order of names."""
+        """In the order of names. Those that the caller may see."""
         rules = Rules()
         size = rules.page_size("page_size", page_size)
         tokens = PageTokens(self._page_token_key, "pipelines")
         after = tokens.load(rules, token) or ""
         rules.check()
-        return _page(await self._reads.pipelines(after, size), tokens, lambda last: last.name)
+        return _page(
+            await self._reads.pipelines(call.caller().sees, after, size), tokens, lambda last: last.name
+        )
 
     async def state(self, name: str, queue_limit: int) -> PipelineState:
         """queue_limit: how many of those that wait to show; 0: DEFAULT_QUEUE."""
@@ -61,6 +68,17 @@ class Reads:
         id = rules.uuid("deployment_id", deployment_id)
         rules.check()
         return await self._deployment(id)
+
+    async def pipeline_of(self, id: UUID) -> str | None:
+        """The name of a deployment's pipeline, which never changes; None if there is no such deployment."""
+        if known := self._pipelines.get(id):
+            return known
+        name = await self._reads.pipeline_of(id)
+        if name is not None:
+            if len(self._pipelines) >= MAX_REMEMBERED:
+                del self._pipelines[next(iter(self._pipelines))]
+            self._pipelines[id] = name
+        return name
 
     async def history(self, pipeline: str, where: HistoryFilter, limit: int, token: str) -> Page[Deployment]:
         """Newest first."""

@@ -7,6 +7,7 @@ the function's arguments by name (p_version => …), so the release before can c
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
+from hashlib import blake2b
 from types import NoneType
 from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
 from uuid import UUID, uuid4
@@ -31,7 +32,7 @@ _SQL_TYPES: Sequence[tuple[type, str]] = (
 )
 Part: TypeAlias = Shape[Any] | Column[Any]
 # What every function takes beside the command's fields.
-_FRAME = {"request_id": "text", "digest": "bytea"}
+_FRAME = {"request_id": "text", "digest": "bytea", "actor": "text", "via": "text"}
 # What those take beside it whose repeats a mesh can tell; see `_attempt`.
 _ATTEMPT = {"attempt_id": "text"}
 
@@ -116,10 +117,12 @@ class Changes:
             self._min_level = await self._reads.min_level()
             if asked.level > self._min_level:
                 raise UpgradeNotFinished(asked.level, self._min_level)
-        change = CHANGES[type(asked)]
+        change, caller = CHANGES[type(asked)], call.caller()
         values = {
             **{name: getattr(asked, name) for name in change.fields},
             **_identity(asked),
+            "actor": caller.actor,
+            "via": caller.via,
             **dict.fromkeys(change.extra),
             **dict(_attempt(asked, change.extra)),
             **ids,
@@ -149,6 +152,15 @@ def _attempt(asked: Command, wanted: Container[str]) -> Iterator[tuple[str, Any]
     what belongs together), and whether it is known to be one. A caller's token says more than both."""
     attempt = call.UNMARKED if asked.has_token else call.attempt()
     if "attempt_id" in wanted:
-        yield "attempt_id", attempt.id and own_request_id(f"{attempt.id}-{asked.digest().hex()}")
+        yield "attempt_id", attempt.id and own_request_id(f"{attempt.id}-{_digest_by_caller(asked)}")
     if "is_repeat" in wanted:
         yield "is_repeat", attempt.is_repeat
+
+
+def _digest_by_caller(asked: Command) -> str:
+    """Other attempts are the same caller's: an identity from a mesh is no secret."""
+    actor = call.caller().actor
+    digest = asked.digest()
+    if actor:
+        digest = blake2b(digest + actor.encode(), digest_size=len(digest)).digest()
+    return digest.hex()

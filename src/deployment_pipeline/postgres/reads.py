@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from deployment_pipeline import call
+from deployment_pipeline.call import Names
 from deployment_pipeline.fields import MAX_PAGE_BYTES
 from deployment_pipeline.model import (
     Deployment,
@@ -43,20 +44,26 @@ INSTALLATION = Statement("SELECT id, page_token_key, min_level FROM dp_installat
 GET_PIPELINE = Statement(
     f"SELECT {PIPELINE.columns('p')} FROM dp_pipelines p WHERE p.name = q.name", {"name": "text"}
 )
+# Each range of names is walked by the index on its own: who may see little reads little.
 LIST_PIPELINES = Statement(
     f"""
     SELECT {PIPELINE.columns("(s.p)")}, s.found
     FROM (
         SELECT p, name, count(*) OVER () AS found, sum(bytes) OVER (ORDER BY name) - bytes AS bytes_before
         FROM (
-            SELECT p, name, dp_pipeline_bytes(p) AS bytes FROM dp_pipelines p
-            WHERE name > q.after ORDER BY name LIMIT q.most
+            SELECT p, name, dp_pipeline_bytes(p) AS bytes
+            FROM unnest(q.lows, q.highs) r (low, high) CROSS JOIN LATERAL (
+                SELECT p, name FROM dp_pipelines p WHERE name > q.after AND name >= r.low AND name < r.high
+                ORDER BY name LIMIT q.most
+            ) ranged
+            ORDER BY name LIMIT q.most
         ) p
     ) s
     WHERE s.bytes_before < q.bytes ORDER BY s.name
     """,
-    {"after": "text", "most": "integer", "bytes": "bigint"},
+    {"lows": "text[]", "highs": "text[]", "after": "text", "most": "integer", "bytes": "bigint"},
 )
+PIPELINE_OF = Statement("SELECT d.pipeline_name FROM dp_deployments d WHERE d.id = q.id", {"id": "uuid"})
 GET_DEPLOYMENT = Statement(
     f"""
     SELECT {_DEPLOYMENT} FROM dp_deployments d
@@ -231,14 +238,25 @@ class Reads:
         rows = await self._statements.read(GET_PIPELINE, {"name": name})
         return PIPELINE.read(iter(rows[0])) if rows else None
 
-    async def pipelines(self, after: str, most: int) -> Part[Pipeline]:
-        """In the order of their names, those after that name."""
-        values = {"after": after, "most": most + 1, "bytes": MAX_PAGE_BYTES}
+    async def pipelines(self, names: Names, after: str, most: int) -> Part[Pipeline]:
+        """In the order of their names, those after that name. names: ranges without an overlap."""
+        values = {
+            "lows": [low for low, _ in names],
+            "highs": [high for _, high in names],
+            "after": after,
+            "most": most + 1,
+            "bytes": MAX_PAGE_BYTES,
+        }
         async with self._turn(most):
             rows = await self._statements.read(LIST_PIPELINES, values, alone=True)
         read = [(PIPELINE.read(row), _NUMBER.read(row)) for row in map(iter, rows)]
         items = [pipeline for pipeline, _ in read[:most] if pipeline]
         return Part(items, items[-1].name if read and (read[0][1] or 0) > len(items) else None)
+
+    async def pipeline_of(self, id: UUID) -> str | None:
+        """The name of a deployment's pipeline."""
+        rows = await self._statements.read(PIPELINE_OF, {"id": id})
+        return rows[0][0] if rows else None
 
     async def deployment(self, id: UUID) -> Deployment | None:
         rows = await self._statements.read(GET_DEPLOYMENT, {"id": id})

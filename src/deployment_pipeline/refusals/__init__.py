@@ -4,6 +4,12 @@ The text is for a person at a terminal: what was refused, what is in the way, wh
 refusal becomes a gRPC status is the edge's business (`edge.answers`).
 """
 
+from deployment_pipeline.refusals.access import (
+    KeysUnavailable,
+    PermissionDenied,
+    RateLimited,
+    Unauthenticated,
+)
 from deployment_pipeline.refusals.base import (
     Refusal,
     busy_with,
@@ -47,16 +53,19 @@ __all__ = [
     "DeploymentNotFound",
     "DeploymentNotInProgress",
     "InvalidFields",
+    "KeysUnavailable",
     "LockMismatch",
     "NoKnownGood",
     "OutcomeUnknown",
     "Overloaded",
+    "PermissionDenied",
     "PipelineBusy",
     "PipelineExists",
     "PipelineLocked",
     "PipelineNotFound",
     "PipelineNotLocked",
     "QueueFull",
+    "RateLimited",
     "Refusal",
     "RequestIdReused",
     "RetryWithoutToken",
@@ -65,6 +74,7 @@ __all__ = [
     "StageMismatch",
     "StoreUnavailable",
     "TokenRequired",
+    "Unauthenticated",
     "UpgradeNotFinished",
     "Violation",
     "busy_with",

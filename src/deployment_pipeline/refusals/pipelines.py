@@ -64,14 +64,15 @@ class PipelineLocked(Refusal):
     pipeline: str
     lock_no: int
     owner: str
+    locked_by: str  # the principal who set it; empty: an anonymous caller
     lock_reason: str
     since: datetime
     expires_at: datetime | None
 
     def __str__(self) -> str:
         return (
-            f'pipeline "{self.pipeline}" has been locked{by(self.owner)} since {text(self.since)},'
-            f" {until(self.expires_at)}: {self.lock_reason};"
+            f'pipeline "{self.pipeline}" has been locked{by(self.owner or self.locked_by)}'
+            f" since {text(self.since)}, {until(self.expires_at)}: {self.lock_reason};"
             f" UnlockPipeline with lock_no {self.lock_no} lifts the lock"
         )
 
@@ -84,15 +85,17 @@ class LockMismatch(Refusal):
     pipeline: str
     lock_no: int
     owner: str
+    locked_by: str  # the principal who set it; empty: an anonymous caller
     lock_reason: str
     asked_lock_no: int  # 0: none, so only the owner's own lock was meant
 
     def __str__(self) -> str:
         meant = f"not lock {self.asked_lock_no}" if self.asked_lock_no else "and no lock_no was given"
-        is_yours = ", or its owner if it is yours" if self.owner else ""
+        is_yours = ", or its owner if it is yours" if self.owner and not self.locked_by else ""
         return (
-            f'the lock of pipeline "{self.pipeline}" is lock {self.lock_no}{by(self.owner)}, {meant}; nothing'
-            f" was changed; its reason: {self.lock_reason}; call again with lock_no {self.lock_no}{is_yours}"
+            f'the lock of pipeline "{self.pipeline}" is lock {self.lock_no}{by(self.owner or self.locked_by)}'
+            f", {meant}; nothing was changed; its reason: {self.lock_reason};"
+            f" call again with lock_no {self.lock_no}{is_yours}"
         )
 
 

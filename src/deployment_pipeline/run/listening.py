@@ -1,30 +1,39 @@
-"""The address to serve on, checked before gRPC takes it: gRPC would not say why it cannot."""
+"""The addresses to serve on, checked before gRPC takes them: gRPC would not say why it cannot."""
 
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+from deployment_pipeline.edge.listeners import Listener
 
 
 class CannotListen(Exception):
     """The address cannot be bound; the text says why."""
 
 
-def check(listen: str) -> None:
-    """Raises CannotListen if the address is taken or is none of this machine's."""
-    _bind(listen, socket.SO_REUSEADDR).close()
+def check(listeners: Sequence[Listener]) -> None:
+    """Raises CannotListen if an address is taken or is none of this machine's."""
+    for listener in listeners:
+        _bind(listener.address, socket.SO_REUSEADDR).close()
 
 
 @contextlib.contextmanager
-def held(listen: str) -> Iterator[int]:
-    """Keep the address for the workers that will share it. Yields the port. Raises CannotListen."""
-    check(listen)
+def held(listeners: Sequence[Listener]) -> Iterator[Sequence[Listener]]:
+    """Keep the addresses for the workers that will share them. Yields the listeners with their ports. Raises
+    CannotListen."""
+    check(listeners)
+    with contextlib.ExitStack() as stack:
+        holders = [stack.enter_context(_shared(listener.address)) for listener in listeners]
+        ports = [holder.getsockname()[1] for holder in holders]
+        yield [listener.on(port) for listener, port in zip(listeners, ports, strict=True)]
+
+
+def _shared(address: str) -> socket.socket:
     try:
-        holder = _bind(listen, socket.SO_REUSEPORT)
+        return _bind(address, socket.SO_REUSEPORT)
     except CannotListen:
         # Connections of a server that has just ended linger there; that server shared its port with nobody.
-        holder = _bind(listen, socket.SO_REUSEPORT, socket.SO_REUSEADDR)
-    with holder:
-        yield holder.getsockname()[1]
+        return _bind(address, socket.SO_REUSEPORT, socket.SO_REUSEADDR)
 
 
 def _bind(listen: str, *options: int) -> socket.socket:

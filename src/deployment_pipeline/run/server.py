@@ -4,15 +4,19 @@ import asyncio
 import contextlib
 import gc
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import structlog
 
+from deployment_pipeline.edge.listeners import Listener, Mode
+from deployment_pipeline.edge.reloading import keep
 from deployment_pipeline.edge.rpc import Rpc
+from deployment_pipeline.edge.tls import Certificates
 from deployment_pipeline.engine import Engine
 from deployment_pipeline.guard.guard import Guard
 from deployment_pipeline.postgres import Postgres
 from deployment_pipeline.run import listening
+from deployment_pipeline.run.access import access
 from deployment_pipeline.run.lifeline import answer
 from deployment_pipeline.run.settings import Settings
 from deployment_pipeline.run.workers import STOP_SIGNALS
@@ -25,10 +29,11 @@ log = structlog.get_logger()
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings, *, shares_port: bool = False) -> AsyncIterator[int]:
-    """Serve until the context ends, which then drains. Yields the port. Raises CannotUse, CannotListen,
-    StoreUnavailable."""
+async def running(settings: Settings, *, shares_port: bool = False) -> AsyncIterator[Sequence[Listener]]:
+    """Serve until the context ends, which then drains. Yields the listeners with their ports. Raises
+    CannotUse, CannotListen, StoreUnavailable, Unreadable."""
     async with contextlib.AsyncExitStack() as stack:
+        certificates = _certificates(settings)
         postgres = Postgres(
             settings.database_url, settings.pool_size, settings.max_batch, prepares=settings.prepare
         )
@@ -39,25 +44,25 @@ async def running(settings: Settings, *, shares_port: bool = False) -> AsyncIter
         stack.push_async_callback(guard.close)
         await guard.open()
         engine = Engine(postgres, guard, installation.page_token_key, requires_tokens=settings.require_tokens)
+        entrance, info = await stack.enter_async_context(access(settings, engine.reads.pipeline_of))
         rpc = Rpc(
             engine,
+            entrance,
+            info,
             shares_port=shares_port,
             reflects=settings.reflection,
             max_streams=settings.max_streams,
             attempt_id_headers=settings.attempt_id_headers.split(","),
         )
         if not shares_port:
-            listening.check(settings.listen)
-        try:
-            port = rpc.bind(settings.listen)
-        except RuntimeError as error:
-            raise listening.CannotListen(
-                f"cannot listen on {settings.listen} (DP_LISTEN): {error}"
-            ) from error
+            listening.check(settings.listeners)
+        bound = [_bind(rpc, listener, certificates) for listener in settings.listeners]
         await rpc.start(postgres.probe)
+        looking = asyncio.create_task(keep([certificates.file] if certificates else []))
+        stack.callback(looking.cancel)
         _collect_garbage_less()
         try:
-            yield port
+            yield bound
         finally:
             stopping_since = asyncio.get_running_loop().time()
             await rpc.stop(settings.drain_ms / 1000)
@@ -67,6 +72,20 @@ async def running(settings: Settings, *, shares_port: bool = False) -> AsyncIter
                     await engine.close()
 
 
+def _certificates(settings: Settings) -> Certificates | None:
+    encrypts = any(listener.mode is not Mode.PLAIN for listener in settings.listeners)
+    if not (encrypts and settings.tls_cert and settings.tls_key):
+        return None
+    return Certificates(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+
+
+def _bind(rpc: Rpc, listener: Listener, certificates: Certificates | None) -> Listener:
+    try:
+        return rpc.bind(listener, certificates)
+    except RuntimeError as error:
+        raise listening.CannotListen(f"cannot listen on {listener.address} (DP_LISTEN): {error}") from error
+
+
 def _collect_garbage_less() -> None:
     """What is loaded stays, and is not looked at again and again; calls leave few cycles behind."""
     gc.collect()
@@ -74,9 +93,12 @@ def _collect_garbage_less() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
-async def serve(settings: Settings, ready: Callable[[int], object], lifeline: int | None = None) -> None:
-    """Serve until SIGTERM or SIGINT. `ready` is called with the port once calls are answered. lifeline: the
-    file descriptor of a worker's, which shares its port, and stops when its supervisor is gone."""
+async def serve(
+    settings: Settings, ready: Callable[[Sequence[Listener]], object], lifeline: int | None = None
+) -> None:
+    """Serve until SIGTERM or SIGINT. `ready` is called with the listeners, and their ports, once calls are
+    answered. lifeline: the file descriptor of a worker's, which shares its ports, and stops when its
+    supervisor is gone."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in STOP_SIGNALS:
@@ -85,7 +107,7 @@ async def serve(settings: Settings, ready: Callable[[int], object], lifeline: in
         answering = asyncio.create_task(answer(lifeline))
         answering.add_done_callback(lambda _: stop.set())
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    async with running(settings, shares_port=lifeline is not None) as port:
-        ready(port)
+    async with running(settings, shares_port=lifeline is not None) as bound:
+        ready(bound)
         await stop.wait()
         log.info("stopping")

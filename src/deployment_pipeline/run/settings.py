@@ -3,100 +3,83 @@
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from deployment_pipeline.edge.identity.issuer import Issuer
+from deployment_pipeline.edge.listeners import Listener
+from deployment_pipeline.run import values
+from deployment_pipeline.run.values import url
+
 PREFIX = "DP_"
 # Variables that belong to the tests, not to the service.
 TEST_PREFIX = "DP_TEST_"
-MAX_PORT = 65535
 # Kubernetes puts these into every container of the namespace of a Service called `dp`.
 _OF_A_SERVICE = re.compile(
     r"DP_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
-_HEADER = re.compile(r"[a-z0-9_.-]+")
 # What can hold a secret may be in a file, which X_FILE names instead of X.
 SECRETS = ("database_url", "redis_url")
-_AS_PERCENT = "must have the special characters of its user name and password written as %XX"
-# What may be shown of a store's URL: nothing that could hold a secret.
-_HOSTS = re.compile(r"([\w.,-]|%\w\w|\[[\w:.]*\]|:\d+)*")
-_SHOWN_OPTIONS = ("host", "port", "dbname")
 
 
 class InvalidSettings(Exception):
     """One line per broken setting, by the name of its variable."""
 
 
-def _host_and_port(value: str) -> str:
-    host, colon, port = value.rpartition(":")
-    if not colon or not host or not port.isdecimal():
-        raise ValueError("must be HOST:PORT, like 127.0.0.1:50051 or [::]:50051")
-    if int(port) > MAX_PORT:
-        raise ValueError(f"must have a port of 0 to {MAX_PORT}")
-    return value
-
-
-def _headers(value: str) -> str:
-    names = [name.strip().lower() for name in value.split(",") if name.strip()]
-    if not all(_HEADER.fullmatch(name) for name in names):
-        raise ValueError("must be names of metadata, separated by commas, like x-request-id; empty: none")
-    return ",".join(names)
-
-
-def _url(*schemes: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if value and not value.startswith(tuple(f"{scheme}://" for scheme in schemes)):
-            raise ValueError(f"must be a URL that begins with {' or '.join(f'{s}://' for s in schemes)}")
-        if not value.isprintable():
-            raise ValueError("must be one line of printable characters")
-        return value
-
-    return AfterValidator(check)
-
-
-def _for_libpq(url: str) -> str:
-    """libpq takes what is behind the first @ or / for hosts, and what it cannot reach there it names: no part
-    of a password may end up in its errors."""
-    address, _, path = url.partition("://")[2].partition("/")
-    hosts = address.partition("@")[2] if "@" in address else address
-    if not _HOSTS.fullmatch(hosts.partition("?")[0]) or "@" in path.partition("?")[0]:
-        raise ValueError(_AS_PERCENT)
-    return url
-
-
-def _for_redis(url: str) -> str:
-    if masked(url) == "***":
-        raise ValueError(_AS_PERCENT)
-    parts = urlsplit(url)
-    try:
-        parts.port  # noqa: B018  # raises ValueError, which shows it
-    except ValueError:
-        raise ValueError(f"must have a port of 0 to {MAX_PORT}") from None
-    database = parts.path.strip("/")
-    if parts.scheme != "unix" and database and not database.isdecimal():
-        raise ValueError("must end with the number of a database, like redis://HOST:PORT/0, or without one")
-    if parts.query:
-        from deployment_pipeline.guard.pool import connections_to  # noqa: PLC0415  # redis takes a while to load
-
-        connections_to(url)
-    return url
-
-
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
 
-    listen: Annotated[str, AfterValidator(_host_and_port)] = Field(
-        "127.0.0.1:50051", description="HOST:PORT to serve on; port 0 takes a free one"
+    listen: Annotated[str, AfterValidator(values.listeners)] = Field(
+        "127.0.0.1:50051",
+        description="HOST:PORT to serve on (port 0: a free one), or several MODE://HOST:PORT between commas",
     )
-    database_url: Annotated[str, _url("postgresql", "postgres"), AfterValidator(_for_libpq)] = Field(
+    tls: Literal["plain", "tls", "mtls"] = Field(
+        "plain", description="how callers speak where DP_LISTEN names no mode: plain, tls or mtls"
+    )
+    tls_cert: Path | None = Field(None, description="file with the server's certificate and its chain (PEM)")
+    tls_key: Path | None = Field(None, description="file with the certificate's private key (PEM)")
+    tls_client_ca: Path | None = Field(
+        None, description="file with the CAs (PEM) that sign the certificates of callers, for mtls"
+    )
+    trust_domain: Annotated[str, AfterValidator(values.trust_domain)] = Field(
+        "", description="the SPIFFE trust domain that callers' certificates must be of; empty: any"
+    )
+    insecure: bool = Field(
+        False,
+        description="listen beyond loopback without TLS: a mesh or the network protects what is sent",
+    )
+    anonymous: Literal["", "none", "viewer", "deployer", "operator", "admin"] = Field(
+        "",
+        description="what callers without a credential may do: none, viewer, deployer, operator or admin;"
+        " empty: admin if there is no authentication and every listener is on loopback, else none",
+    )
+    xfcc_from: Annotated[str, AfterValidator(values.peers)] = Field(
+        "",
+        description="whose x-forwarded-client-cert is believed: SPIFFE ids or networks, comma-separated",
+    )
+    jwt_issuers: Annotated[str, AfterValidator(values.issuers)] = Field(
+        "", description="whose JWTs are accepted: a JSON list; see docs/security.md"
+    )
+    tokens_file: Path | None = Field(None, description="TOML file with the static tokens that are accepted")
+    grants_file: Path | None = Field(None, description="TOML file that says who may do what")
+    rate_per_principal: float = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="calls per second that each worker takes from one caller; 0: any",
+    )
+    metrics_listen: Annotated[str, AfterValidator(values.optional_host_and_port)] = Field(
+        "127.0.0.1:9464",
+        description="HOST:PORT of /healthz/live, /healthz/ready and /metrics, over HTTP; empty: nowhere",
+    )
+    database_url: Annotated[str, url("postgresql", "postgres"), AfterValidator(values.for_libpq)] = Field(
         "", description="Postgres (>= 14), as postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
     )
-    redis_url: Annotated[str, _url("redis", "rediss", "unix"), AfterValidator(_for_redis)] = Field(
+    redis_url: Annotated[str, url("redis", "rediss", "unix"), AfterValidator(values.for_redis)] = Field(
         "", description="Redis (>= 6.2) or Valkey, as redis://HOST:PORT/0 or unix:///path/to/socket"
     )
     pool_size: int = Field(10, ge=1, le=200, description="Postgres connections of each worker")
@@ -128,7 +111,7 @@ class Settings(BaseSettings):
         False,
         description="refuse changes without request_id or another field that makes a repeat harmless",
     )
-    attempt_id_headers: Annotated[str, AfterValidator(_headers)] = Field(
+    attempt_id_headers: Annotated[str, AfterValidator(values.headers)] = Field(
         "x-request-id",
         description="metadata in which proxies send the same value with every attempt, comma-separated",
     )
@@ -138,6 +121,14 @@ class Settings(BaseSettings):
         BeforeValidator(lambda level: level.lower() if isinstance(level, str) else level),
     ] = Field("info", description="debug, info (one line a call), warning or error")
     data_dir: Path = Field(Path(".dp"), description="where embedded stores keep their data")
+
+    @property
+    def listeners(self) -> Sequence[Listener]:
+        return values.read_listeners(self.listen, self.tls)
+
+    @property
+    def issuers(self) -> Sequence[Issuer]:
+        return values.read_issuers(self.jwt_issuers)
 
 
 def variable(field: str) -> str:
@@ -153,8 +144,8 @@ def file_variable(field: str) -> str:
 def environment(settings: Settings, loaded: Settings) -> dict[str, str]:
     """The variables that make `load` give these settings where it gave `loaded`."""
     before = loaded.model_dump(mode="json")
-    values = settings.model_dump(mode="json")
-    return {variable(field): str(value) for field, value in values.items() if value != before[field]}
+    now = settings.model_dump(mode="json")
+    return {variable(field): str(value) for field, value in now.items() if value != before[field]}
 
 
 def load() -> Settings:
@@ -186,7 +177,8 @@ def load() -> Settings:
 
 def exposed_files() -> list[str]:
     """Files with secrets that everybody on this machine can read."""
-    return [path for path in _files().values() if os.stat(path).st_mode & stat.S_IROTH]
+    paths = [*_files().values(), os.environ.get(variable("tls_key"), "")]
+    return [path for path in paths if Path(path).is_file() and os.stat(path).st_mode & stat.S_IROTH]
 
 
 def _files() -> dict[str, str]:
@@ -215,21 +207,4 @@ def _problem(field: str, message: str, in_files: Mapping[str, str]) -> str:
     name, value = variable(field), os.environ.get(variable(field), "")
     if field in in_files:
         name, value = file_variable(field), in_files[field]
-    return f"{name}: {rule} (it is '{masked(value) if field in SECRETS else value}')"
-
-
-def masked(url: str) -> str:
-    """A store's URL as it may be shown: scheme, hosts, ports and database; *** if it cannot be read."""
-    if not url:
-        return ""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "***"
-    hosts = parts.netloc.rpartition("@")[2]
-    # A password that is not encoded may end the host early: then a part of it is where a path should be.
-    if not parts.scheme or not _HOSTS.fullmatch(hosts) or "@" in parts.path + parts.query + parts.fragment:
-        return "***"
-    options = [(name, value) for name, value in parse_qsl(parts.query) if name in _SHOWN_OPTIONS]
-    query = "&".join(f"{name}={value}" for name, value in options)
-    return f"{parts.scheme}://{hosts}{parts.path}{'?' + query if query else ''}"
+    return f"{name}: {rule} (it is '{values.masked(value) if field in SECRETS else value}')"

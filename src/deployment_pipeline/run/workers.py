@@ -1,9 +1,9 @@
-"""Several processes on one port: started, watched, replaced and stopped together.
+"""Several processes on the same ports: started, watched, replaced and stopped together.
 
 A worker is this program again, with an event loop, connections and health of its own; the kernel gives each
-new client connection to one of them (SO_REUSEPORT). The supervisor serves nothing: it holds the port, so that
-no other service joins it, and the workers' lifelines, by which a worker says that it serves, shows that its
-event loop runs, and learns that its supervisor is gone.
+new client connection to one of them (SO_REUSEPORT). The supervisor serves nothing: it holds the ports, so
+that no other service joins them, and the workers' lifelines, by which a worker says that it serves, shows
+that its event loop runs, and learns that its supervisor is gone.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import structlog
 
+from deployment_pipeline.edge.listeners import Listener
 from deployment_pipeline.run.lifeline import QUESTION, message
 from deployment_pipeline.run.listening import held
 
@@ -126,14 +127,17 @@ class Worker:
 
 
 async def supervise(
-    count: int, listen: str, environment: Mapping[str, str], ready: Callable[[int], None]
+    count: int,
+    listeners: Sequence[Listener],
+    environment: Mapping[str, str],
+    ready: Callable[[Sequence[Listener]], None],
 ) -> None:
-    """Keep this many workers until SIGTERM or SIGINT. `ready` is called with the port once all of them
-    serve. Raises CannotListen, CannotStart."""
-    with held(listen) as port:
-        address = f"{listen.rpartition(':')[0]}:{port}"
-        workers = [Worker(number, {**environment, "DP_LISTEN": address}) for number in range(1, count + 1)]
-        keeping = asyncio.ensure_future(_keep(workers, lambda: ready(port)))
+    """Keep this many workers until SIGTERM or SIGINT. `ready` is called with the listeners, and their ports,
+    once all of them serve. Raises CannotListen, CannotStart."""
+    with held(listeners) as bound:
+        own = {**environment, "DP_LISTEN": ",".join(map(str, bound))}
+        workers = [Worker(number, own) for number in range(1, count + 1)]
+        keeping = asyncio.ensure_future(_keep(workers, lambda: ready(bound)))
         for signal_number in STOP_SIGNALS:
             asyncio.get_running_loop().add_signal_handler(signal_number, keeping.cancel)
         try:

@@ -4,7 +4,8 @@
 -- and those of dp_find_deployment.
 CREATE OR REPLACE FUNCTION dp_advance(
     p_deployment_id uuid, p_expected_stage text, p_reason text,
-    p_request_id text, p_digest bytea, p_wait_ms integer, p_attempt_id text DEFAULT ''
+    p_request_id text, p_digest bytea, p_wait_ms integer, p_attempt_id text DEFAULT '',
+    p_actor text DEFAULT '', p_via text DEFAULT ''
 ) RETURNS TABLE (outcome text, deployment dp_deployments, started uuid) LANGUAGE plpgsql AS $$
 DECLARE
     v_found record;
@@ -29,17 +30,19 @@ BEGIN
                 stage_index = stage_index + 1, stage_entered_at = stage_entered_at || v_at
             WHERE id = p_deployment_id RETURNING * INTO deployment;
             PERFORM dp_append_event(
-                p_pipeline => deployment.pipeline_name, p_type => 'ADVANCE', p_at => v_at, p_reason => p_reason,
+                p_pipeline => deployment.pipeline_name, p_type => 'ADVANCE', p_at => v_at,
+                p_actor => p_actor, p_via => p_via, p_reason => p_reason,
                 p_request_id => p_request_id, p_digest => p_digest,
                 p_deployment => p_deployment_id, p_stage => v_stage, p_from => 'IN_PROGRESS', p_to => 'IN_PROGRESS');
         ELSE
             UPDATE dp_deployments SET status = 'COMPLETED', completed_at = v_at
             WHERE id = p_deployment_id RETURNING * INTO deployment;
             PERFORM dp_append_event(
-                p_pipeline => deployment.pipeline_name, p_type => 'COMPLETE', p_at => v_at, p_reason => p_reason,
+                p_pipeline => deployment.pipeline_name, p_type => 'COMPLETE', p_at => v_at,
+                p_actor => p_actor, p_via => p_via, p_reason => p_reason,
                 p_request_id => p_request_id, p_digest => p_digest,
                 p_deployment => p_deployment_id, p_stage => v_stage, p_from => 'IN_PROGRESS', p_to => 'COMPLETED');
-            started := (dp_promote(deployment.pipeline_name, v_at)).id;
+            started := (dp_promote(deployment.pipeline_name, v_at, p_actor, p_via)).id;
         END IF;
     END IF;
     RETURN NEXT;

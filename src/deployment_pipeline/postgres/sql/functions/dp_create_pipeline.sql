@@ -2,7 +2,8 @@
 -- (this request made it), REQUEST_ID_REUSED, PIPELINE_EXISTS.
 CREATE OR REPLACE FUNCTION dp_create_pipeline(
     p_name text, p_stages text[], p_description text, p_labels jsonb, p_max_pending bigint,
-    p_request_id text, p_digest bytea, p_wait_ms integer
+    p_request_id text, p_digest bytea, p_wait_ms integer,
+    p_actor text DEFAULT '', p_via text DEFAULT ''
 ) RETURNS TABLE (outcome text, pipeline dp_pipelines) LANGUAGE plpgsql AS $$
 DECLARE
     v_event dp_events;
@@ -17,7 +18,8 @@ BEGIN
         RETURNING * INTO pipeline;
         IF FOUND THEN
             PERFORM dp_append_event(
-                p_pipeline => p_name, p_type => 'CREATE', p_at => now(), p_reason => '',
+                p_pipeline => p_name, p_type => 'CREATE', p_at => now(),
+                p_actor => p_actor, p_via => p_via, p_reason => '',
                 p_request_id => p_request_id, p_digest => p_digest);
             outcome := 'OK';
             RETURN NEXT;

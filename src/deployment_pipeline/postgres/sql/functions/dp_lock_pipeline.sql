@@ -4,7 +4,8 @@
 -- PIPELINE_NOT_LOCKED (there is none to change), EXPIRY_PASSED.
 CREATE OR REPLACE FUNCTION dp_lock_pipeline(
     p_name text, p_reason text, p_owner text, p_expires_at timestamptz,
-    p_request_id text, p_digest bytea, p_wait_ms integer, p_lock_no bigint DEFAULT 0
+    p_request_id text, p_digest bytea, p_wait_ms integer, p_lock_no bigint DEFAULT 0,
+    p_actor text DEFAULT '', p_via text DEFAULT ''
 ) RETURNS TABLE (outcome text, pipeline dp_pipelines) LANGUAGE plpgsql AS $$
 DECLARE
     v_event dp_events;
@@ -30,10 +31,12 @@ BEGIN
         UPDATE dp_pipelines SET
             lock_no = CASE WHEN v_stands THEN lock_no ELSE last_event_no + 1 END,
             locked_at = CASE WHEN v_stands THEN locked_at ELSE v_at END,
-            lock_reason = p_reason, lock_owner = p_owner, lock_expires_at = p_expires_at
+            lock_reason = p_reason, lock_owner = p_owner, lock_expires_at = p_expires_at,
+            locked_by = p_actor
         WHERE name = p_name RETURNING * INTO pipeline;
         PERFORM dp_append_event(
-            p_pipeline => p_name, p_type => 'LOCK', p_at => v_at, p_reason => p_reason,
+            p_pipeline => p_name, p_type => 'LOCK', p_at => v_at,
+            p_actor => p_actor, p_via => p_via, p_reason => p_reason,
             p_request_id => p_request_id, p_digest => p_digest);
     END IF;
     RETURN NEXT;

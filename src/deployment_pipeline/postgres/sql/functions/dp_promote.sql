@@ -1,6 +1,7 @@
 -- Start the head of the waiting line, if there is one and no lock stands; its row, or NULLs. The caller
 -- holds the pipeline's row lock, and the slot is free. Whatever frees a slot calls this in the same commit.
-CREATE OR REPLACE FUNCTION dp_promote(p_pipeline text, p_at timestamptz) RETURNS dp_deployments LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION dp_promote(p_pipeline text, p_at timestamptz, p_actor text, p_via text)
+RETURNS dp_deployments LANGUAGE plpgsql AS $$
 DECLARE
     v_found record;
     v_head dp_deployments;
@@ -19,7 +20,8 @@ BEGIN
             status = 'IN_PROGRESS', started_at = p_at, stage_index = 0, stage_entered_at = ARRAY[p_at]
         WHERE id = v_head.id RETURNING * INTO v_head;
         PERFORM dp_append_event(
-            p_pipeline => p_pipeline, p_type => 'PROMOTE', p_at => p_at, p_reason => '',
+            p_pipeline => p_pipeline, p_type => 'PROMOTE', p_at => p_at,
+            p_actor => p_actor, p_via => p_via, p_reason => '',
             p_deployment => v_head.id, p_stage => v_head.current_stage, p_from => 'PENDING', p_to => 'IN_PROGRESS');
     END IF;
     RETURN v_head;

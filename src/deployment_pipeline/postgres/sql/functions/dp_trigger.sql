@@ -13,7 +13,8 @@
 CREATE OR REPLACE FUNCTION dp_trigger(
     p_id uuid, p_pipeline_name text, p_version text, p_on_busy text, p_labels jsonb, p_reason text,
     p_request_id text, p_digest bytea, p_wait_ms integer,
-    p_attempt_id text DEFAULT '', p_is_repeat boolean DEFAULT false
+    p_attempt_id text DEFAULT '', p_is_repeat boolean DEFAULT false,
+    p_actor text DEFAULT '', p_via text DEFAULT ''
 ) RETURNS TABLE (outcome text, deployment dp_deployments, pipeline dp_pipelines, waiting dp_waiting)
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -69,7 +70,7 @@ BEGIN
 
         -- A line that nobody resumed after a lock starts now: this trigger does not overtake it.
         IF v_look = 2 AND deployment.id IS NULL THEN
-            deployment := dp_promote(p_pipeline_name, v_at);
+            deployment := dp_promote(p_pipeline_name, v_at, p_actor, p_via);
             v_promoted := (deployment.id IS NOT NULL)::integer;
         END IF;
         v_busy := deployment.id IS NOT NULL;
@@ -94,19 +95,20 @@ BEGIN
         END IF;
         deployment := dp_open_deployment(
             p_id => p_id, p_pipeline => p_pipeline_name, p_status => 'IN_PROGRESS', p_version => p_version,
-            p_labels => p_labels, p_at => v_at, p_reason => p_reason,
+            p_labels => p_labels, p_at => v_at, p_actor => p_actor, p_via => p_via, p_reason => p_reason,
             p_request_id => p_request_id, p_digest => p_digest);
     ELSE
         IF p_on_busy = 'SUPERSEDE' THEN
             PERFORM dp_close_deployment(
                 p_id => d.id, p_event => 'SUPERSEDE', p_at => v_at, p_successor => p_id,
+                p_actor => p_actor, p_via => p_via,
                 p_reason => format('superseded by deployment %s of version "%s"', p_id, p_version))
             FROM (SELECT id FROM dp_deployments WHERE pipeline_name = p_pipeline_name AND status = 'PENDING'
                   ORDER BY seq) d;
         END IF;
         deployment := dp_open_deployment(
             p_id => p_id, p_pipeline => p_pipeline_name, p_status => 'PENDING', p_version => p_version,
-            p_labels => p_labels, p_at => v_at, p_reason => p_reason,
+            p_labels => p_labels, p_at => v_at, p_actor => p_actor, p_via => p_via, p_reason => p_reason,
             p_request_id => p_request_id, p_digest => p_digest);
         waiting := dp_waiting_for(p_pipeline_name, deployment.seq);
     END IF;

@@ -1,8 +1,9 @@
--- Change the fields of a pipeline's definition that p_update_mask names. p_expected_revision 0: any. Outcomes: OK, REPLAYED, REQUEST_ID_REUSED,
--- PIPELINE_NOT_FOUND, REVISION_MISMATCH.
+-- Change the fields of a pipeline's definition that p_update_mask names. p_expected_revision 0: any. Outcomes: OK,
+-- REPLAYED, REQUEST_ID_REUSED, PIPELINE_NOT_FOUND, REVISION_MISMATCH.
 CREATE OR REPLACE FUNCTION dp_update_pipeline(
     p_name text, p_update_mask text[], p_stages text[], p_description text, p_labels jsonb, p_max_pending bigint,
-    p_expected_revision bigint, p_request_id text, p_digest bytea, p_wait_ms integer
+    p_expected_revision bigint, p_request_id text, p_digest bytea, p_wait_ms integer,
+    p_actor text DEFAULT '', p_via text DEFAULT ''
 ) RETURNS TABLE (outcome text, pipeline dp_pipelines) LANGUAGE plpgsql AS $$
 DECLARE
     v_event dp_events;
@@ -24,7 +25,8 @@ BEGIN
             updated_at = clock_timestamp()
         WHERE name = p_name RETURNING * INTO pipeline;
         PERFORM dp_append_event(
-            p_pipeline => p_name, p_type => 'UPDATE', p_at => pipeline.updated_at, p_reason => '',
+            p_pipeline => p_name, p_type => 'UPDATE', p_at => pipeline.updated_at,
+            p_actor => p_actor, p_via => p_via, p_reason => '',
             p_request_id => p_request_id, p_digest => p_digest);
     END IF;
     RETURN NEXT;

@@ -1,0 +1,1 @@
+"""Who calls: certificates, a mesh's header, JWTs, static tokens."""
