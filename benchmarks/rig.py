@@ -62,6 +62,7 @@ class Rig:
     ) -> Iterator["Server"]:
         environment = {
             "DP_LISTEN": "127.0.0.1:0",
+            "DP_METRICS_LISTEN": "127.0.0.1:0",
             "DP_DATABASE_URL": with_database(self.database_url, database),
             "DP_REDIS_URL": self.redis_url,
             "DP_DRAIN_MS": "0",

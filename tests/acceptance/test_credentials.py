@@ -184,19 +184,25 @@ async def test_keys_rotate_under_load_and_no_call_fails(settings: Settings, file
     async with secured(settings, files, jwt_issuers=settings_of(entry)) as channel:
         client, over = TypedClient(channel), False
         failed: list[Refused] = []
-        made = 0
+        made, signing = 0, "first"
 
         async def load() -> None:
             nonlocal made
             while not over:
-                result = await outcome(client.call("ListPipelines", metadata=bearer(corp.token())))
+                result = await outcome(client.call("ListPipelines", metadata=bearer(corp.token(signing))))
                 failed.extend([result] if isinstance(result, Refused) else [])
                 made += 1
 
         loads = [asyncio.create_task(load()) for _ in range(8)]
-        for number in range(5):
-            corp.new_key(f"key-{number}")
-            corp.in_file(path)  # published, and used at once
+        corp.new_key("used at once")
+        corp.in_file(path)
+        signing = "used at once"
+        for number in range(4):
+            with capture_logs() as said:
+                corp.new_key(f"published before it is used {number}")
+                corp.in_file(path)
+                await eventually(lambda said=said: _true(bool(said)))  # type: ignore[misc]  # it has been read
+            signing = f"published before it is used {number}"
             before = made
             await eventually(lambda before=before: _true(made > before + 50))  # type: ignore[misc]
         over = True

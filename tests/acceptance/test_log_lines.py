@@ -205,6 +205,7 @@ async def test_it_serves_whatever_its_output_is(stores: Stores, pipeline: str, h
         "DP_DATABASE_URL": stores.database_url,
         "DP_REDIS_URL": stores.redis_url,
         "DP_LISTEN": free_address(),
+        "DP_METRICS_LISTEN": "127.0.0.1:0",
         "DP_DRAIN_MS": "0",
     }
     with (

@@ -5,6 +5,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from deployment_pipeline.release import VERSION
 from support.clients import SERVICE, Client, TypedClient
 from support.processes import all_gone, children, gone
-from support.servers import Server, server
+from support.servers import Server, free_address, server
 from support.steps import advance, refusal, status, trigger
 from support.stores import ROOT, Stores, scratch_folder
 
@@ -126,12 +127,56 @@ def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
 
 def test_healthcheck_tells_by_its_exit_code(stores: Stores) -> None:
     with server(stores) as running:
-        for service in ("readiness", "liveness", SERVICE):
-            result = run("healthcheck", "--service", service, DP_LISTEN=running.address)
+        where = {"DP_LISTEN": running.address, "DP_METRICS_LISTEN": running.metrics_address}
+        for service in ("readiness", "liveness"):
+            result = run("healthcheck", "--service", service, **where)
             assert (result.returncode, result.stdout) == (0, "SERVING\n")
+        result = run("healthcheck", DP_METRICS_LISTEN=running.metrics_address)
+        assert result.returncode == 1
+        assert result.stdout.startswith("ANOTHER_SERVER: ")
         running.stop()
-    result = run("healthcheck", DP_LISTEN=running.address)
-    assert (result.returncode, result.stdout) == (1, "NO_ANSWER: no server answers at DP_LISTEN\n")
+    result = run("healthcheck", **where)
+    assert result.returncode == 1
+    assert result.stdout == f"NO_ANSWER: no server answers at {running.metrics_address} (DP_METRICS_LISTEN)\n"
+    result = run("healthcheck", DP_METRICS_LISTEN="")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "DP_METRICS_LISTEN is empty" in result.stderr
+
+
+def test_healthcheck_loads_no_grpc() -> None:
+    program = (
+        "import sys, deployment_pipeline.cli.main as cli\n"
+        "try: cli.main()\n"
+        "finally: assert not {'grpc', 'prometheus_client', 'psycopg', 'redis'} & sys.modules.keys()\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("DP_")}
+    result = subprocess.run(
+        [sys.executable, "-c", program, "healthcheck"],
+        env={**environment, "DP_METRICS_LISTEN": free_address()},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (1, "")
+
+
+def test_a_port_for_health_and_metrics_that_is_taken_is_reported_if_it_was_set(stores: Stores) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        taken = f"127.0.0.1:{holder.getsockname()[1]}"
+        for workers in ("1", "2"):
+            result = run(
+                *("serve", "--workers", workers),
+                DP_LISTEN="127.0.0.1:0",
+                DP_METRICS_LISTEN=taken,
+                DP_DATABASE_URL=stores.database_url,
+                DP_REDIS_URL=stores.redis_url,
+            )
+            assert result.returncode == 2
+            assert f"cannot listen on {taken} (DP_METRICS_LISTEN): Address already in use" in result.stderr
+            assert "Traceback" not in result.stderr
 
 
 def test_config_prints_the_settings_without_secrets() -> None:

@@ -6,14 +6,16 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 import pytest
 from structlog.testing import capture_logs
 
 from deployment_pipeline.edge.listeners import Listener, Mode
-from deployment_pipeline.run import workers
+from deployment_pipeline.run import listening, workers
 from deployment_pipeline.run.workers import CannotStart, supervise
+from support.asking import asked, until_ready
 from support.processes import all_gone
 from support.servers import free_address
 from support.stores import scratch_folder
@@ -88,3 +90,30 @@ async def test_a_worker_that_does_not_answer_is_killed_and_replaced_again_and_ag
             await supervising
     assert {line["worker"] for line in killed} == {2}
     assert len({line["pid"] for line in killed}) == 2
+
+
+async def test_all_that_serve_must_be_ready_and_at_least_one(
+    program: Program, listeners: Sequence[Listener], tmp_path: Path
+) -> None:
+    for number in (1, 2):
+        (tmp_path / str(number)).write_text("ready\n")
+    program(f"{SERVES}; while read -u $5 question; do cat {tmp_path}/$4 >&$5 || exit 1; done")
+    http = listening.alone("127.0.0.1:0", "DP_METRICS_LISTEN")
+    where = f"127.0.0.1:{http.getsockname()[1]}"
+    serving = asyncio.Event()
+    supervising = asyncio.create_task(supervise(2, listeners, os.environ, lambda _: serving.set(), http))
+    await serving.wait()
+    answer = await asked(where, "/healthz/ready")
+    assert (answer.status, answer.said) == (200, {"status": "SERVING", "listen": [listeners[0].address]})
+    (tmp_path / "2").write_text("alive\n")
+    await until_ready(where, ready=False)
+    (tmp_path / "2").unlink()  # so it ends, again and again
+    await until_ready(where, ready=True)
+    (tmp_path / "1").unlink()
+    await until_ready(where, ready=False)
+    assert (await asked(where, "/healthz/live")).status == 200
+    supervising.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await supervising
+    with pytest.raises(ConnectionError):
+        await asked(where, "/healthz/live")

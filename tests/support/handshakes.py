@@ -8,17 +8,22 @@ import grpc
 
 from deployment_pipeline.edge.answers import Context
 from deployment_pipeline.edge.identity.certificates import Certified
+from deployment_pipeline.edge.identity.forwarded import Forwarded
 from deployment_pipeline.edge.identity.proof import NotProven
 
 
 @asynccontextmanager
-async def asked(credentials: grpc.ServerCredentials | None, trust_domain: str = "") -> AsyncIterator[str]:
-    """Yields its address. credentials: None for a plain one."""
-    certified = Certified(trust_domain)
+async def asked(
+    credentials: grpc.ServerCredentials | None, trust_domain: str = "", believed_from: str = ""
+) -> AsyncIterator[str]:
+    """Yields its address. credentials: None for a plain one. believed_from: as DP_XFCC_FROM."""
+    certified, forwarded = Certified(trust_domain), Forwarded(believed_from, trust_domain)
 
     async def answer(_: bytes, context: Context) -> bytes:
         try:
-            principal = certified.principal(context)
+            own = certified.principal(context)
+            metadata = context.invocation_metadata() or ()
+            principal = forwarded.principal(list(metadata), context.peer(), own) or own
         except NotProven as error:
             return f"not proven: {error}".encode()
         return (principal.id if principal else "nobody").encode()
@@ -38,10 +43,10 @@ async def asked(credentials: grpc.ServerCredentials | None, trust_domain: str = 
         await server.stop(0)
 
 
-async def who(channel: grpc.aio.Channel) -> str:
+async def who(channel: grpc.aio.Channel, *headers: tuple[str, str]) -> str:
     """The id, "nobody", or "not proven: …"."""
     method: Any = channel.unary_unary("/test.Asked/Who")
-    return str((await method(b"", timeout=10)).decode())
+    return str((await method(b"", metadata=headers, timeout=10)).decode())
 
 
 def connection(

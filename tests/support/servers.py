@@ -20,7 +20,11 @@ STOP_SECONDS = 15
 # In the log; the release before says it on standard output.
 SERVING = re.compile(r'(?:"listen": "|serves gRPC on )([^"\n]+)["\n]')
 
+METRICS = re.compile(r'"metrics": "(127\.0\.0\.1:\d+)"')
+
 NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
+# So that servers do not take each other's ports.
+FREE_PORTS = MappingProxyType({"DP_LISTEN": "127.0.0.1:0", "DP_METRICS_LISTEN": "127.0.0.1:0"})
 
 
 class Server:
@@ -28,9 +32,10 @@ class Server:
 
     program: tuple[str, ...] = ("-m", "deployment_pipeline")
     arguments: tuple[str, ...] = ("serve",)
+    ports: Mapping[str, str] = FREE_PORTS
 
     def __init__(self, settings: Mapping[str, str], log: TextIO | None = None) -> None:
-        self.settings = {"DP_LISTEN": "127.0.0.1:0", "DP_DRAIN_MS": "0", **settings}
+        self.settings = {"DP_DRAIN_MS": "0", **settings}
         self.log = log
         self.process: subprocess.Popen[bytes] = None  # type: ignore[assignment]  # set by start
         self.start()
@@ -40,13 +45,18 @@ class Server:
             log = self.log or stack.enter_context(tempfile.TemporaryFile("a+"))
             begin = log.seek(0, os.SEEK_END)
             self.launch(log, log)
-            # In the order of DP_LISTEN.
-            self.addresses = [one.rpartition("://")[2] for one in self._serving(log, begin).split(",")]
-            self.address = self.addresses[0]
+            said = self._serving(log, begin)
+        # In the order of DP_LISTEN.
+        self.addresses = [one.rpartition("://")[2] for one in SERVING.findall(said)[0].split(",")]
+        self.address = self.addresses[0]
+        self.metrics_address = "".join(METRICS.findall(said))  # empty: it has none
 
     def launch(self, stdout: "int | IO[Any] | None", stderr: "int | IO[Any] | None") -> None:
         """Without waiting until it serves."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("DP_")}
+        environment.update(self.ports)
+        if self._is_of_release_before:  # it does not know this one
+            del environment["DP_METRICS_LISTEN"]
         self.process = subprocess.Popen(
             [sys.executable, *self.program, *self.arguments],
             env={**environment, **self.settings},
@@ -55,14 +65,18 @@ class Server:
             cwd=ROOT,
         )
 
+    @property
+    def _is_of_release_before(self) -> bool:
+        return self.program == Server.program and "PYTHONPATH" in self.settings
+
     def _serving(self, log: TextIO, begin: int) -> str:
-        """Where it serves, once it says it."""
+        """What it has said, once it says that it serves."""
         give_up_at = time.monotonic() + START_SECONDS
         while time.monotonic() < give_up_at:
             over = self.process.poll() is not None
             log.seek(begin)
-            if found := SERVING.search(text := log.read()):
-                return found[1]
+            if SERVING.search(text := log.read()):
+                return text
             if over:
                 break
             time.sleep(0.01)

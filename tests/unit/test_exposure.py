@@ -59,7 +59,7 @@ def test_these_may_serve(given: dict[str, Any]) -> None:
             BEYOND,
             [
                 "DP_LISTEN: 0.0.0.0:50051 is beyond loopback and without TLS",
-                "DP_ANONYMOUS: 0.0.0.0:50051 is beyond loopback, and nobody there can prove who he is",
+                "DP_ANONYMOUS: 0.0.0.0:50051 is beyond loopback, and nobody there can prove who they are",
             ],
         ),
         ({**BEYOND, "insecure": True}, ["DP_ANONYMOUS: "]),

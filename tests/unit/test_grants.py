@@ -121,11 +121,11 @@ def test_what_a_principal_sees_are_ranges_of_names_without_an_overlap(
     tmp_path: Path, pipelines: str, ranges: list[tuple[str, str]]
 ) -> None:
     access = read(tmp_path, grant('id = "*"', f'role = "viewer"\n{pipelines}')).access(MACHINE)
-    assert list(access.sees) == ranges
+    assert list(access.caller.sees) == ranges
 
 
 def test_whoever_has_no_grant_sees_nothing(tmp_path: Path) -> None:
-    assert list(read(tmp_path, "").access(MACHINE).sees) == []
+    assert list(read(tmp_path, "").access(MACHINE).caller.sees) == []
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shlex
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
@@ -73,9 +74,14 @@ def main() -> None:
         help="end an upgrade, when no replica of the release before is left: store what those could not read",
     )
     migrate.add_argument("--force", action="store_true", help="with --finish: do not look for their sessions")
-    health = commands.add_parser("healthcheck", help="exit with 0 if the server on DP_LISTEN serves")
+    health = commands.add_parser(
+        "healthcheck", help="exit with 0 if the server on DP_LISTEN serves; asks it at DP_METRICS_LISTEN"
+    )
     health.add_argument(
-        "--service", default="readiness", help="readiness (default), liveness, or a service's name"
+        "--service",
+        choices=["readiness", "liveness"],
+        default="readiness",
+        help="readiness (default): it should get calls; liveness: its process runs",
     )
     commands.add_parser("config", help="print the settings in effect, without secrets")
     token = commands.add_parser("token", help="make a static token, and its entry for DP_TOKENS_FILE")
@@ -151,7 +157,7 @@ def _report(problem: str) -> int:
 
 
 def _serve(config: Settings, embedded: bool, count: int, *, migrates: bool) -> None:
-    from deployment_pipeline.run import exposure, server, workers
+    from deployment_pipeline.run import endpoint, exposure, server, workers
 
     # Until the event loop takes them over, these end the process as Ctrl-C does: stores are stopped.
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -166,16 +172,18 @@ def _serve(config: Settings, embedded: bool, count: int, *, migrates: bool) -> N
         else:
             _check(complete)
 
-        def ready(listeners: Sequence[Listener]) -> None:
-            _announce(complete, listeners, embedded)
-
         with _unusable_explained():
+            http = endpoint.bound(complete)
+
+            def ready(listeners: Sequence[Listener]) -> None:
+                _announce(complete, listeners, http, embedded)
+
             if count == 1:
-                _run(server.serve(complete, ready))
+                _run(server.serve(complete, ready, http=http))
             else:
                 # Workers read the settings themselves: no secret goes from a file into an environment.
                 environment = {**os.environ, **settings.environment(complete, config)}
-                _run(workers.supervise(count, complete.listeners, environment, ready))
+                _run(workers.supervise(count, complete.listeners, environment, ready, http))
 
 
 def _worker(config: Settings, number: int, lifeline: int) -> None:
@@ -279,15 +287,19 @@ def _check(config: Settings) -> None:
         migrate.check(config.database_url)
 
 
-def _announce(config: Settings, listeners: Sequence[Listener], embedded: bool) -> None:
+def _announce(
+    config: Settings, listeners: Sequence[Listener], http: socket.socket | None, embedded: bool
+) -> None:
+    """http: what the HTTP endpoint listens on, if there is one."""
     from deployment_pipeline import logs
 
     listen = shown(listeners)
+    metrics = f"{config.metrics_listen.rpartition(':')[0]}:{http.getsockname()[1]}" if http else None
     stores = {
         "postgres": masked(config.database_url),
         "redis": masked(config.redis_url),
     }
-    logs.announce("serving", version=VERSION, listen=listen, **stores)
+    logs.announce("serving", version=VERSION, listen=listen, metrics=metrics, **stores)
     if embedded:
         lines = [f"deployment-pipeline serves gRPC on {listen}"]
         lines += [f"  {name:8}  {url}" for name, url in stores.items()]
@@ -305,14 +317,14 @@ def _print(text: str) -> None:
 
 
 def _healthcheck(config: Settings, service: str) -> int:
-    from deployment_pipeline.edge import probe
+    from deployment_pipeline.cli import healthcheck
 
-    listener = config.listeners[0]
-    # What listens everywhere is asked on loopback.
-    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(listener.host, listener.host)  # noqa: S104
-    answer = probe.check(f"{host}:{listener.port}", service)
+    try:
+        answer = healthcheck.check(config, service)
+    except healthcheck.NobodyToAsk as error:
+        raise Unusable(str(error)) from None
     print(answer)
-    return 0 if answer == probe.SERVING else 1
+    return 0 if answer == healthcheck.SERVING else 1
 
 
 def _token(name: str, groups: Sequence[str], expires_in_days: int | None) -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import grpc
@@ -91,8 +93,11 @@ def of(refusal: Refusal, *, is_blind_repeat: bool = False) -> Answer:
     """is_blind_repeat: the call was marked as sent before, and has no request_id to find what that did."""
     may_be_own = is_blind_repeat and isinstance(refusal, MAY_BE_OWN)
     if isinstance(refusal, refusals.PipelineBusy):
-        return _busy(may_be_own, *vars(refusal).values())
+        return _busy(may_be_own, *_busy_fields(refusal))
     return _of(refusal, may_be_own)
+
+
+_busy_fields = attrgetter(*(field.name for field in fields(refusals.PipelineBusy)))
 
 
 @lru_cache(maxsize=1024)

@@ -18,7 +18,7 @@ import structlog
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 
-from deployment_pipeline import call, logs
+from deployment_pipeline import call, logs, metrics
 from deployment_pipeline.edge import answers, attempts
 from deployment_pipeline.edge.answers import Context, abort
 from deployment_pipeline.edge.arrivals import Arrivals
@@ -64,6 +64,8 @@ class Calls:
         """The generated code gives its methods here and below; once is enough."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
+        for method, handler in handlers.items():
+            metrics.expect(service, method, streams=handler.response_streaming)
         self._services[service] = {
             method: self._wrap(method, handler) for method, handler in handlers.items()
         }
@@ -165,6 +167,7 @@ class Calls:
 
     async def _admit(self, method: str, request: object, context: Context) -> None:
         """Begin the call's time, and refuse what is not to be served."""
+        metrics.call_began(method)
         left = context.time_remaining()
         if self._ends_at < math.inf:
             until_end = self._ends_at - time.monotonic()
@@ -189,10 +192,12 @@ class Calls:
         self._running.discard(context)
         if not self._running:
             self._idle.set()
+        seconds = time.perf_counter() - started
+        metrics.call_ended(method, code.name, seconds)
         logs.call(
             method=method,
             code=code.name,
-            ms=round((time.perf_counter() - started) * 1000, 2),
+            ms=round(seconds * 1000, 2),
             peer=context.peer(),
             **_names(call.attempt(), call.caller()),
             **said,
@@ -204,6 +209,7 @@ def _explained(method: str, request: object, error: Exception) -> tuple[answers.
     if isinstance(error, Refusal):
         is_blind_repeat = call.attempt().is_repeat and not getattr(request, "request_id", "")
         answer = answers.of(error, is_blind_repeat=is_blind_repeat)
+        metrics.refused(error.reason, error.served_from)
         said = {"reason": error.reason, **answer.facts}
         if isinstance(error.__cause__, NotProven):
             said["why"] = str(error.__cause__)

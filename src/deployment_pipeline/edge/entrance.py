@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from deployment_pipeline import call
-from deployment_pipeline.call import Caller
 from deployment_pipeline.edge.answers import Context
 from deployment_pipeline.edge.grants import Access
 from deployment_pipeline.edge.identity.identity import Identity, address, retry_ms
 from deployment_pipeline.edge.rates import Rates
 from deployment_pipeline.edge.rights import Rights
-from deployment_pipeline.principal import Principal, is_id
+from deployment_pipeline.principal import is_id
 from deployment_pipeline.refusals import InvalidFields, PermissionDenied, RateLimited, Violation
 
 AUTHORIZATION = "authorization"
@@ -36,21 +35,24 @@ class Entrance:
                 authorizations.append(str(value))
             elif key == ON_BEHALF_OF:
                 people.append(str(value))
-        principal = await self._identity.principal(authorizations, context)
+        known = self._identity.known(authorizations)
+        principal = known or await self._identity.principal(authorizations, context)
         access = self._rights.access(principal)
-        caller = Caller(principal, principal.id, "", access.sees)
-        call.identify(caller)
+        call.identify(access.caller)
         if self._rate and (wait := self._rate.take(principal.id or address(context))):
             raise RateLimited(retry_ms(wait))
-        await self._rights.check(method, request, principal, access)
+        if not self._rights.covers(method, access):
+            await self._rights.check(method, request, access)
         if people:
-            person = self._person(people, method, principal, access)
-            call.identify(caller._replace(actor=person, via=principal.id))
+            person = self._person(people, method, access)
+            call.identify(access.caller._replace(actor=person, via=principal.id))
 
-    def _person(self, people: Sequence[str], method: str, principal: Principal, access: Access) -> str:
+    def _person(self, people: Sequence[str], method: str, access: Access) -> str:
         """On whose behalf the call is made."""
         if not access.impersonates:
-            raise PermissionDenied(principal.id, f"{method} on behalf of somebody", "impersonate", "")
+            raise PermissionDenied(
+                access.caller.principal.id, f"{method} on behalf of somebody", "impersonate", ""
+            )
         [person, *others] = people
         if others or not is_id(person) or person.startswith(OWN_ID):
             rule = f'must be sent once, and be an id of printable ASCII without a blank, not "{OWN_ID}..."'

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from deployment_pipeline.call import EVERYTHING, Names
+from deployment_pipeline.call import EVERYTHING, Caller, Names
 from deployment_pipeline.principal import Principal
 
 ANY = "*"
@@ -79,14 +79,16 @@ class Grant:
 class Access:
     """What one principal may do."""
 
-    def __init__(self, grants: Sequence[Grant], *, is_denied: bool = False) -> None:
+    def __init__(self, principal: Principal, grants: Sequence[Grant], *, is_denied: bool = False) -> None:
         self.grants = grants
         self.is_denied = is_denied
         self.impersonates = any(grant.impersonate for grant in grants)
         # The highest role on all pipelines, and the highest on any.
         self.everywhere = max((grant.role for grant in grants if not grant.pipelines), default=Role.NONE)
         self.anywhere = max((grant.role for grant in grants), default=Role.NONE)
-        self.sees = EVERYTHING if self.everywhere else _ranges(grants)
+        sees = EVERYTHING if self.everywhere else _ranges(grants)
+        # As whom they make a change, unless it is for somebody else.
+        self.caller = Caller(principal, principal.id, "", sees)
 
     def role(self, pipeline: str) -> Role:
         name = pipeline.lower()
@@ -122,11 +124,8 @@ class Grants:
 
     def access(self, principal: Principal) -> Access:
         if self.denies(principal):
-            return Access((), is_denied=True)
-        return Access([grant for grant in self._grants if grant.match.fits(principal)])
+            return Access(principal, (), is_denied=True)
+        return Access(principal, [grant for grant in self._grants if grant.match.fits(principal)])
 
     def denies(self, principal: Principal) -> bool:
         return any(deny.fits(principal) for deny in self._denies)
-
-
-NO_ACCESS = Access(())

@@ -69,6 +69,10 @@ class Health(aio.HealthServicer):  # type: ignore[misc]  # grpc_health has no ty
         for name in ("", SERVICE, LIVENESS, READINESS):
             await self.set(name, SERVING)
 
+    @property
+    def is_ready(self) -> bool:
+        return bool(self._server_status.get(READINESS) == SERVING)
+
     async def enter_graceful_shutdown(self) -> None:
         """Say NOT_SERVING from now on. A process that drains is alive all the same."""
         for name in (*self._server_status,):

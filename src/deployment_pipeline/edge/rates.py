@@ -20,19 +20,22 @@ class Rates:
 
     def wait_seconds(self, key: str) -> float:
         """How long until there is something to take; 0: there is."""
-        now = time.monotonic()
-        wait = self._full_at.get(key, now) - now + self._interval - self._most
-        return wait if wait > ROUNDING_SECONDS else 0.0
+        return self._wait(self._full_at.get(key, 0.0), time.monotonic())
 
     def take(self, key: str) -> float:
         """Take one and return 0, or take none and return how long until there is one, in seconds."""
-        if wait := self.wait_seconds(key):
-            return wait
         now = time.monotonic()
-        if len(self._full_at) >= MAX_KEYS:
+        full_at = self._full_at.get(key, 0.0)
+        if wait := self._wait(full_at, now):
+            return wait
+        if not full_at and len(self._full_at) >= MAX_KEYS:
             self._forget(now)
-        self._full_at[key] = max(self._full_at.get(key, now), now) + self._interval
+        self._full_at[key] = max(full_at, now) + self._interval
         return 0.0
+
+    def _wait(self, full_at: float, now: float) -> float:
+        wait = full_at - now + self._interval - self._most
+        return wait if wait > ROUNDING_SECONDS else 0.0
 
     def _forget(self, now: float) -> None:
         """Those that are full; if none is, the tenth that was taken from first."""

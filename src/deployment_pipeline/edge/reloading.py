@@ -10,7 +10,8 @@ import structlog
 
 T = TypeVar("T")
 
-LOOK_SECONDS = 5.0
+# What is changed holds after two looks: what is taken back must be refused within five seconds.
+LOOK_SECONDS = 2.0
 
 log = structlog.get_logger()
 
@@ -27,7 +28,7 @@ class Reloading(Generic[T]):
         self._paths = paths
         self._read = read
         self._looking = threading.Lock()
-        self._seen = self._stamps()
+        self._glimpsed = self._seen = self._stamps()
         self.value = read()
 
     def look(self) -> None:
@@ -35,6 +36,14 @@ class Reloading(Generic[T]):
         If another thread is looking, this waits for what that one finds."""
         with self._looking:
             self._look()
+
+    def look_when_settled(self) -> None:
+        """As `look`, but leave files alone that have changed since the last time: somebody may be writing,
+        and half a file of grants may be valid, too."""
+        glimpsed = self._stamps()
+        if glimpsed == self._glimpsed:
+            self.look()
+        self._glimpsed = glimpsed
 
     def _look(self) -> None:
         stamps = self._stamps()
@@ -68,4 +77,7 @@ async def keep(files: Sequence[Reloading[Any]]) -> None:
     while True:
         await asyncio.sleep(LOOK_SECONDS)
         for file in files:
-            await asyncio.to_thread(file.look)
+            try:
+                await asyncio.to_thread(file.look_when_settled)
+            except Exception:  # whatever it is, the other files are to be looked at
+                log.exception("a file could not be looked at")

@@ -80,14 +80,18 @@ class Rights:
         """Whether a deny is for somebody on whose behalf others call."""
         return self._grants is not None and self._grants.value.denies(Principal(person))
 
-    async def check(self, method: str, request: Any, principal: Principal, access: Access) -> None:
-        """Raises PermissionDenied, DeploymentNotFound."""
+    def covers(self, method: str, access: Access) -> bool:
+        """Whether it needs no look at the request."""
+        needs = METHODS.get(method)
+        return needs is not None and access.everywhere >= needs.role and not access.is_denied
+
+    async def check(self, method: str, request: Any, access: Access) -> None:
+        """What `covers` does not. Raises PermissionDenied, DeploymentNotFound."""
+        id = access.caller.principal.id
         needs = METHODS.get(method)
         if access.is_denied or needs is None:
-            raise PermissionDenied(principal.id, method, "", "")
+            raise PermissionDenied(id, method, "", "")
         role, fields = needs
-        if access.everywhere >= role:
-            return
         named = next((field for field in fields if getattr(request, field, "")), "")
         value = getattr(request, named, "")
         if named == DEPLOYMENT_ID and UUID_TEXT.fullmatch(value):
@@ -99,6 +103,6 @@ class Rights:
         elif access.anywhere >= role:
             return  # a list, or a request that is refused for what it lacks
         else:
-            raise PermissionDenied(principal.id, method, str(role), "")
+            raise PermissionDenied(id, method, str(role), "")
         if access.role(pipeline) < role:
-            raise PermissionDenied(principal.id, method, str(role), pipeline)
+            raise PermissionDenied(id, method, str(role), pipeline)

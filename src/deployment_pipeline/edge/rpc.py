@@ -27,6 +27,9 @@ LAST_ANSWER_SECONDS = 1.5
 
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # Room for a token of 8 KiB beside what else comes with a call. Beyond this, the core refuses some calls,
+    # and beyond a quarter more all.
+    ("grpc.max_metadata_size", 16 * 1024),
     # Callers may ping an idle connection every ten seconds.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -89,6 +92,11 @@ class Rpc:
             raise ValueError(f"{listener} needs a certificate")
         self._ports.add(port)
         return listener.on(port)
+
+    @property
+    def is_ready(self) -> bool:
+        """As health's readiness says."""
+        return self._health.is_ready
 
     async def start(self, probe: Callable[[], Awaitable[None]]) -> None:
         """Serve. probe: what readiness depends on; see `Health.keep_ready`."""

@@ -138,4 +138,6 @@ class Triggers:
 
 
 def _busy(pipeline: str, lease: Lease) -> PipelineBusy:
-    return PipelineBusy(pipeline, lease.id, lease.version, lease.stage, lease.since)
+    busy = PipelineBusy(pipeline, lease.id, lease.version, lease.stage, lease.since)
+    busy.served_from = "redis"
+    return busy

@@ -32,6 +32,8 @@ class Refusal(Exception):
     """Nothing was changed (except, maybe, by `OutcomeUnknown`), and the caller is told why."""
 
     reason: ClassVar[str]
+    # For metrics: "postgres" or "redis" where it may be either.
+    served_from = "service"
 
     def facts(self) -> dict[str, str]:
         """The fields, as text: what tools read."""

@@ -41,6 +41,7 @@ class PipelineBusy(Refusal):
     """Another deployment of the pipeline is IN_PROGRESS."""
 
     reason = "PIPELINE_BUSY"
+    served_from = "postgres"
     pipeline: str
     deployment_id: UUID
     version: str

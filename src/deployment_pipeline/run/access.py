@@ -9,7 +9,7 @@ from uuid import UUID
 
 from deployment_pipeline.edge import grants_file, reloading
 from deployment_pipeline.edge.entrance import Entrance
-from deployment_pipeline.edge.grants import NO_ACCESS, Access, Grant, Match, Role
+from deployment_pipeline.edge.grants import Access, Grant, Match, Role
 from deployment_pipeline.edge.identity.certificates import Certified
 from deployment_pipeline.edge.identity.forwarded import Forwarded
 from deployment_pipeline.edge.identity.identity import Identity
@@ -21,6 +21,7 @@ from deployment_pipeline.edge.rates import Rates
 from deployment_pipeline.edge.reloading import Reloading
 from deployment_pipeline.edge.rights import Rights
 from deployment_pipeline.edge.server_info import ServerInfo
+from deployment_pipeline.principal import ANONYMOUS
 from deployment_pipeline.run import exposure
 from deployment_pipeline.run.settings import Settings
 
@@ -48,7 +49,8 @@ async def access(
         tokens,
         takes_anonymous=role is not Role.NONE,
     )
-    rights = Rights(Access([Grant(match=Match(), role=role)]) if role else NO_ACCESS, grants, pipeline_of)
+    anonymous = Access(ANONYMOUS, [Grant(match=Match(), role=role)] if role else [])
+    rights = Rights(anonymous, grants, pipeline_of)
     rate = settings.rate_per_principal
     entrance = Entrance(identity, rights, Rates(rate, max(1.0, rate * BURST_SECONDS)) if rate else None)
     info = ServerInfo(

@@ -56,8 +56,8 @@ def _of_identity(settings: Settings) -> Iterator[str]:
     beyond = list(_beyond_loopback(settings))
     if not authenticates(settings) and not settings.anonymous and beyond:
         yield (
-            f"DP_ANONYMOUS: {beyond[0].address} is beyond loopback, and nobody there can prove who they are; set"
-            " DP_TOKENS_FILE, DP_JWT_ISSUERS, DP_XFCC_FROM or DP_TLS=mtls, or say with DP_ANONYMOUS what"
+            f"DP_ANONYMOUS: {beyond[0].address} is beyond loopback, and nobody there can prove who they are;"
+            " set DP_TOKENS_FILE, DP_JWT_ISSUERS, DP_XFCC_FROM or DP_TLS=mtls, or say with DP_ANONYMOUS what"
             " everybody may do"
         )
     if authenticates(settings) and not settings.grants_file:

@@ -1,17 +1,30 @@
 """The line between a supervisor and a worker: a socket pair, with one message a line.
 
-The worker says SERVING when it serves. From then on the supervisor asks ALIVE?, and the worker's event loop
-answers. Its end tells either of them that the other process has ended.
+The worker says `serving` when it serves. From then on the supervisor asks `alive?`, and the worker's event
+loop answers `ready`, or just `alive` if it should get no calls. To `metrics?` it answers `metrics` and their
+text as JSON. The line's end tells either process that the other one has ended.
 """
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
 
-SERVING = b"serving\n"
-QUESTION = b"alive?\n"
-ANSWER = b"alive\n"
+import structlog
+
+from deployment_pipeline.run.report import Report
+
+SERVING, READY, ALIVE, METRICS = b"serving\n", b"ready\n", b"alive\n", b"metrics "
+IS_ALIVE, WHICH_METRICS = b"alive?\n", b"metrics?\n"
+# Of a message. A worker's metrics take some 50 KiB.
+MAX_BYTES = 8 * 1024 * 1024
+# How long the metrics may take.
+METRICS_SECONDS = 2.0
+# With more questions than this unanswered, a worker is not ready. They come once a second.
+MAX_UNANSWERED_READY = 2
+
+log = structlog.get_logger()
 
 
 def say_serving(lifeline: int) -> None:
@@ -19,17 +32,87 @@ def say_serving(lifeline: int) -> None:
         os.write(lifeline, SERVING)
 
 
-async def answer(lifeline: int) -> None:
+async def answer(lifeline: int, report: Report) -> None:
     """Answer a supervisor's questions until it is gone. lifeline: the worker's file descriptor. It stays open
     for as long as the process lives."""
     end = socket.fromfd(lifeline, socket.AF_UNIX, socket.SOCK_STREAM)  # a duplicate
     reader, writer = await asyncio.open_unix_connection(sock=end)
     with contextlib.closing(writer):
-        while await message(reader):
-            writer.write(ANSWER)
+        while question := await _message(reader):
+            if question == WHICH_METRICS:
+                writer.write(_metrics(await report.exposition()))
+            else:
+                writer.write(READY if report.is_ready() else ALIVE)
 
 
-async def message(reader: asyncio.StreamReader) -> bytes:
+def _metrics(text: str) -> bytes:
+    message = METRICS + json.dumps(text).encode() + b"\n"
+    if len(message) <= MAX_BYTES:
+        return message
+    log.error("metrics are left out: they are too long", bytes=len(message))
+    return _metrics("")
+
+
+class Lifeline:
+    """The supervisor's end. `hear` is called by one task at a time, again and again; the rest by any."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._exposition: asyncio.Future[str | None] | None = None
+        self._is_ready = False
+        self.serves = False  # from the moment when it says so until its end
+        self.unanswered = 0  # questions whether it is alive, since its last message
+
+    @classmethod
+    async def open(cls) -> tuple["Lifeline", socket.socket]:
+        """With the worker's end."""
+        end, other_end = socket.socketpair()
+        return cls(*await asyncio.open_unix_connection(sock=end, limit=MAX_BYTES)), other_end
+
+    @property
+    def is_ready(self) -> bool:
+        return self._is_ready and self.unanswered <= MAX_UNANSWERED_READY
+
+    def ask(self) -> None:
+        self._writer.write(IS_ALIVE)
+        self.unanswered += 1
+
+    async def hear(self) -> bool:
+        """Take in the next message. False: the line has ended."""
+        message = await _message(self._reader)
+        if not message:
+            self.serves = False
+            self._tell(None)
+            return False
+        self.unanswered = 0
+        if message.startswith(METRICS):
+            self._tell(json.loads(message.removeprefix(METRICS)))
+        else:
+            self.serves |= message == SERVING
+            self._is_ready = message in (SERVING, READY)
+        return True
+
+    async def exposition(self) -> str | None:
+        """The worker's metrics; None if it does not answer in time."""
+        if self._exposition is None:  # one question at a time: it may be hung
+            self._exposition = asyncio.get_running_loop().create_future()
+            self._writer.write(WHICH_METRICS)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(METRICS_SECONDS):
+                return await asyncio.shield(self._exposition)
+        return None
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _tell(self, exposition: str | None) -> None:
+        if self._exposition:
+            self._exposition.set_result(exposition)
+            self._exposition = None
+
+
+async def _message(reader: asyncio.StreamReader) -> bytes:
     """The next one; nothing at the line's end."""
     try:
         return await reader.readline()

@@ -1,4 +1,4 @@
-"""The addresses to serve on, checked before gRPC takes them: gRPC would not say why it cannot."""
+"""The addresses to serve on. gRPC's are checked before gRPC takes them, which would not say why it cannot."""
 
 import contextlib
 import socket
@@ -36,7 +36,18 @@ def _shared(address: str) -> socket.socket:
         return _bind(address, socket.SO_REUSEPORT, socket.SO_REUSEADDR)
 
 
-def _bind(listen: str, *options: int) -> socket.socket:
+def alone(listen: str, variable: str) -> socket.socket:
+    """What listens there, and shares the port with nobody. variable: what set it. Raises CannotListen."""
+    listener = _bind(listen, socket.SO_REUSEADDR, variable=variable)
+    try:
+        listener.listen()  # or somebody else could bind it, too
+    except OSError as error:
+        listener.close()
+        raise _cannot_listen(listen, variable, error) from error
+    return listener
+
+
+def _bind(listen: str, *options: int, variable: str = "DP_LISTEN") -> socket.socket:
     host, _, port = listen.rpartition(":")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -51,5 +62,9 @@ def _bind(listen: str, *options: int) -> socket.socket:
             bound.close()
             raise
     except OSError as error:
-        raise CannotListen(f"cannot listen on {listen} (DP_LISTEN): {error.strerror}") from error
+        raise _cannot_listen(listen, variable, error) from error
     return bound
+
+
+def _cannot_listen(listen: str, variable: str, error: OSError) -> CannotListen:
+    return CannotListen(f"cannot listen on {listen} ({variable}): {error.strerror}")

@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import gc
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import structlog
 
+from deployment_pipeline import metrics
 from deployment_pipeline.edge.listeners import Listener, Mode
 from deployment_pipeline.edge.reloading import keep
 from deployment_pipeline.edge.rpc import Rpc
@@ -15,9 +17,11 @@ from deployment_pipeline.edge.tls import Certificates
 from deployment_pipeline.engine import Engine
 from deployment_pipeline.guard.guard import Guard
 from deployment_pipeline.postgres import Postgres
-from deployment_pipeline.run import listening
+from deployment_pipeline.release import VERSION
+from deployment_pipeline.run import endpoint, listening
 from deployment_pipeline.run.access import access
 from deployment_pipeline.run.lifeline import answer
+from deployment_pipeline.run.report import Report
 from deployment_pipeline.run.settings import Settings
 from deployment_pipeline.run.workers import STOP_SIGNALS
 
@@ -29,9 +33,11 @@ log = structlog.get_logger()
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings, *, shares_port: bool = False) -> AsyncIterator[Sequence[Listener]]:
-    """Serve until the context ends, which then drains. Yields the listeners with their ports. Raises
-    CannotUse, CannotListen, StoreUnavailable, Unreadable."""
+async def running(
+    settings: Settings, *, shares_port: bool = False, report: Report | None = None
+) -> AsyncIterator[Sequence[Listener]]:
+    """Serve until the context ends, which then drains. Yields the listeners with their ports. report: is kept
+    true from now on. Raises CannotUse, CannotListen, StoreUnavailable, Unreadable."""
     async with contextlib.AsyncExitStack() as stack:
         certificates = _certificates(settings)
         postgres = Postgres(
@@ -57,6 +63,9 @@ async def running(settings: Settings, *, shares_port: bool = False) -> AsyncIter
         if not shares_port:
             listening.check(settings.listeners)
         bound = [_bind(rpc, listener, certificates) for listener in settings.listeners]
+        if report:
+            report.listen = [listener.address for listener in bound]
+            report.is_ready = lambda: rpc.is_ready
         await rpc.start(postgres.probe)
         looking = asyncio.create_task(keep([certificates.file] if certificates else []))
         stack.callback(looking.cancel)
@@ -94,20 +103,32 @@ def _collect_garbage_less() -> None:
 
 
 async def serve(
-    settings: Settings, ready: Callable[[Sequence[Listener]], object], lifeline: int | None = None
+    settings: Settings,
+    ready: Callable[[Sequence[Listener]], object],
+    lifeline: int | None = None,
+    http: socket.socket | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT. `ready` is called with the listeners, and their ports, once calls are
     answered. lifeline: the file descriptor of a worker's, which shares its ports, and stops when its
-    supervisor is gone."""
+    supervisor is gone. http: what the HTTP endpoint listens on, if there is one."""
+    metrics.BUILD.info({"version": VERSION})
+    report = Report([one.address for one in settings.listeners], lambda: False, _exposition)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
     if lifeline is not None:
-        answering = asyncio.create_task(answer(lifeline))
+        answering = asyncio.create_task(answer(lifeline, report))
         answering.add_done_callback(lambda _: stop.set())
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    async with running(settings, shares_port=lifeline is not None) as bound:
+    async with (
+        endpoint.answering(http, report),
+        running(settings, shares_port=lifeline is not None, report=report) as bound,
+    ):
         ready(bound)
         await stop.wait()
         log.info("stopping")
+
+
+async def _exposition() -> str:
+    return metrics.exposition()

@@ -13,7 +13,7 @@ from deployment_pipeline.edge.rates import Rates
 from deployment_pipeline.principal import ANONYMOUS, Principal
 from deployment_pipeline.refusals import RateLimited, Unauthenticated
 
-BEARER = "bearer "
+BEARER = "Bearer "
 # What one address may send of credentials that prove nothing: to look at one costs up to 0.2 ms.
 FAILURES_PER_SECOND = 20
 FAILURES_AT_ONCE = 100
@@ -38,8 +38,14 @@ class Identity:
         self._failures = Rates(FAILURES_PER_SECOND, FAILURES_AT_ONCE)
         self.is_open = bool(certified or forwarded or jwts or tokens)
 
+    def known(self, authorizations: Sequence[str]) -> Principal | None:
+        """By a token that was verified before, as most calls are."""
+        if self._jwts and len(authorizations) == 1 and authorizations[0].startswith(BEARER):
+            return self._jwts.known(authorizations[0][len(BEARER) :])
+        return None
+
     async def principal(self, authorizations: Sequence[str], context: Context) -> Principal:
-        """authorizations: the values of that metadata.
+        """Whom `known` does not know. authorizations: the values of that metadata.
 
         Raises Unauthenticated, KeysUnavailable, RateLimited."""
         if not self.is_open:
@@ -61,13 +67,13 @@ class Identity:
         """Raises NotProven, KeysUnavailable, RateLimited."""
         [authorization, *others] = authorizations
         scheme, token = authorization[: len(BEARER)], authorization[len(BEARER) :]
-        if others or scheme.lower() != BEARER:
+        if others or scheme.lower() != BEARER.lower():
             raise NotProven("authorization is not one bearer token")
         if self._tokens and token.startswith(PREFIX):
             return self._tokens.principal(token)
         if not self._jwts:
             raise NotProven("tokens of this kind are not accepted")
-        if known := self._jwts.known(token):
+        if known := self._jwts.known(token):  # with another spelling of "Bearer"
             return known
         if wait := self._failures.wait_seconds(address(context)):
             raise RateLimited(retry_ms(wait))

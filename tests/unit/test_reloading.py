@@ -1,0 +1,85 @@
+"""Files are read again when they have changed, and not while they are being written."""
+
+import os
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from deployment_pipeline.edge.reloading import Reloading, Unreadable
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_text("one")
+    return path
+
+
+@pytest.fixture
+def file(path: Path) -> Reloading[str]:
+    return Reloading([path], lambda: read(path))
+
+
+def read(path: Path) -> str:
+    try:
+        text = path.read_text()
+    except OSError:
+        raise Unreadable(f"{path} is gone") from None
+    if text == "bad":
+        raise Unreadable(f"{path} is bad")
+    return text
+
+
+def test_a_file_that_cannot_be_used_at_first_is_said(path: Path) -> None:
+    path.write_text("bad")
+    with pytest.raises(Unreadable):
+        Reloading([path], lambda: read(path))
+
+
+def test_what_has_changed_is_read_at_the_second_look(path: Path, file: Reloading[str]) -> None:
+    path.write_text("two, in full")
+    file.look_when_settled()
+    assert file.value == "one"
+    file.look_when_settled()
+    assert file.value == "two, in full"
+
+
+def test_a_file_that_is_still_being_written_is_not_read(path: Path, file: Reloading[str]) -> None:
+    for text in ("", "t", "tw"):
+        path.write_text(text)
+        file.look_when_settled()
+        assert file.value == "one"
+    path.write_text("two")
+    file.look_when_settled()
+    file.look_when_settled()
+    assert file.value == "two"
+
+
+@pytest.mark.parametrize("text", ["bad", None])
+def test_the_last_good_value_holds_and_the_problem_is_said_once(
+    path: Path, file: Reloading[str], text: str | None
+) -> None:
+    path.unlink() if text is None else path.write_text(text)
+    with capture_logs() as said:
+        for _ in range(5):
+            file.look_when_settled()
+    assert file.value == "one"
+    assert [(line["log_level"], str(path) in line["error"]) for line in said] == [("error", True)]
+    path.write_text("two")
+    file.look_when_settled()
+    file.look_when_settled()
+    assert file.value == "two"
+
+
+def test_a_link_that_points_elsewhere_is_a_change(tmp_path: Path) -> None:
+    for name in ("v1", "v2"):
+        (tmp_path / name).write_text(name)
+        os.utime(tmp_path / name, (1, 1))
+    link = tmp_path / "link"
+    link.symlink_to("v1")
+    file = Reloading([link], lambda: read(link))
+    (tmp_path / "next").symlink_to("v2")
+    (tmp_path / "next").rename(link)
+    file.look()
+    assert file.value == "v2"
