@@ -12,13 +12,16 @@ SEEDS ?= 3
 CALLS ?= 200
 
 .DEFAULT_GOAL := help
-.PHONY: help run test proof mesh bench bench-quick check lint types verify proto docs baseline release lock reset clean
+.PHONY: help run run-secure test proof mesh bench bench-quick check lint types verify proto docs baseline release lock reset clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 run: $(READY) ## Serve on 127.0.0.1:50051 with an embedded Postgres and Redis (a first try)
 	@exec $(BIN)/deployment-pipeline serve --embedded
+
+run-secure: $(READY) ## The same over TLS, with a private CA, a token and grants, which it makes
+	@exec $(BIN)/deployment-pipeline serve --embedded --secure
 
 test: $(READY) ## Run all tests on real stores (DP_TEST_DATABASE_URL, DP_TEST_REDIS_URL; else embedded ones)
 	$(BIN)/python -m pytest

@@ -8,7 +8,8 @@ import pytest
 import redis as redis_client
 from psycopg.conninfo import conninfo_to_dict
 
-from deployment_pipeline.cli.main import Unusable, _embedded_stores
+from deployment_pipeline.cli.problems import Unusable
+from deployment_pipeline.cli.serving import _embedded_stores
 from deployment_pipeline.run.embedded import CannotStart, Postgres, Redis
 from deployment_pipeline.run.settings import Settings
 from support.stores import scratch_folder

@@ -1,46 +1,21 @@
 """Coordinates deployments over gRPC. Settings are DP_* environment variables; `config` shows them."""
 
+# ruff: noqa: PLC0415  # see `_execute`
+
 import argparse
-import asyncio
-import contextlib
 import os
 import shlex
 import signal
-import socket
 import sys
-import threading
-from collections.abc import Coroutine, Iterator, Sequence
-from importlib.util import find_spec
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from deployment_pipeline.edge.listeners import Listener, Mode, shown
+from deployment_pipeline.cli.problems import Unusable
 from deployment_pipeline.release import VERSION
 from deployment_pipeline.run import settings
 from deployment_pipeline.run.settings import InvalidSettings, Settings
 from deployment_pipeline.run.values import masked
 
-EMBEDDED = """
-Embedded stores keep their data in {data_dir}/ (`make reset` starts from scratch); never use them in
-production.
-"""
-TRY = """\
-Try it from another terminal, in this folder:
-
-  export PATH="$PWD/.venv/bin:$PATH"
-  buf curl --http2-prior-knowledge --protocol grpc {url}/dp.v1.DeploymentPipeline/CreatePipeline \\
-    -d '{{"name": "shop", "stages": ["build", "test", "staging", "deploy"]}}'
-  buf curl --http2-prior-knowledge --protocol grpc {url}/dp.v1.DeploymentPipeline/TriggerDeployment \\
-    -d '{{"pipeline_name": "shop", "version": "1.0.0", "request_id": "release-1"}}'
-  buf curl --http2-prior-knowledge --protocol grpc {url}/dp.v1.DeploymentPipeline/GetHistory \\
-    -d '{{"pipeline_name": "shop"}}'
-"""
-
-
 MAX_WORKERS = 64
-
-
-class Unusable(Exception):
-    """The text is for the person at the terminal; exit code 2."""
 
 
 def main() -> None:
@@ -53,6 +28,11 @@ def main() -> None:
         "--embedded",
         action="store_true",
         help="start a private Postgres and Redis for those that are not set; for a first try only",
+    )
+    serve.add_argument(
+        "--secure",
+        action="store_true",
+        help="with --embedded: serve over TLS, to callers with a token; both are made in DP_DATA_DIR",
     )
     serve.add_argument(
         "--no-migrate",
@@ -98,6 +78,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "migrate" and arguments.force and not arguments.finish:
         parser.error("--force belongs to --finish")
+    if arguments.command == "serve" and arguments.secure and not arguments.embedded:
+        parser.error("--secure belongs to --embedded")
     # gRPC's own lines are no JSON; what matters of them is in statuses and in our log.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
@@ -111,23 +93,34 @@ def main() -> None:
 
 
 def _execute(arguments: argparse.Namespace) -> None:
+    """What a command needs is loaded by it: a health check every few seconds must not load the whole
+    service."""
     if arguments.command == "token":  # it needs no settings
         _token(arguments.name, arguments.group, arguments.expires_in)
         return
     config = settings.load()
+    if arguments.command == "healthcheck":
+        sys.exit(_healthcheck(config, arguments.service))
+    if arguments.command == "config":
+        print("\n".join(_config(config)))
+        return
+    from deployment_pipeline.cli import serving
+
     match arguments.command:
         case "serve":
-            _serve(config, arguments.embedded, arguments.workers, migrates=arguments.migrates)
+            serving.serve(
+                config,
+                arguments.workers,
+                is_embedded=arguments.embedded,
+                is_secure=arguments.secure,
+                migrates=arguments.migrates,
+            )
         case "worker":
-            _worker(config, arguments.number, arguments.lifeline)
+            serving.work(config, arguments.number, arguments.lifeline)
         case "migrate":
-            _log(config)
-            _migrate(config, finish=arguments.finish, force=arguments.force)
+            serving.begin_log(config)
+            serving.bring_up(config, finish=arguments.finish, force=arguments.force)
             print(f"the database has this release's schema{', finished' if arguments.finish else ''}")
-        case "healthcheck":
-            sys.exit(_healthcheck(config, arguments.service))
-        case "config":
-            print("\n".join(_config(config)))
 
 
 def _count(text: str) -> int:
@@ -145,175 +138,11 @@ def _open_standard_files() -> None:
     os.close(file)
 
 
-# What a command needs is imported by it: a health check every few seconds must not load the whole service.
-# ruff: noqa: PLC0415
-
-
 def _report(problem: str) -> int:
     from deployment_pipeline import logs
 
     logs.text(f"deployment-pipeline: {problem}")
     return 2
-
-
-def _serve(config: Settings, embedded: bool, count: int, *, migrates: bool) -> None:
-    from deployment_pipeline.run import endpoint, exposure, server, workers
-
-    # Until the event loop takes them over, these end the process as Ctrl-C does: stores are stopped.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
-    _log(config)
-    exposure.check(config)
-    with _embedded_stores(config) if embedded else contextlib.nullcontext(config) as complete:
-        _need(complete, "database_url", "redis_url")
-        if migrates:
-            # An embedded Postgres has this one server: there is no other replica to wait for.
-            _migrate(complete, finish=embedded and not config.database_url)
-        else:
-            _check(complete)
-
-        with _unusable_explained():
-            http = endpoint.bound(complete)
-
-            def ready(listeners: Sequence[Listener]) -> None:
-                _announce(complete, listeners, http, embedded)
-
-            if count == 1:
-                _run(server.serve(complete, ready, http=http))
-            else:
-                # Workers read the settings themselves: no secret goes from a file into an environment.
-                environment = {**os.environ, **settings.environment(complete, config)}
-                _run(workers.supervise(count, complete.listeners, environment, ready, http))
-
-
-def _worker(config: Settings, number: int, lifeline: int) -> None:
-    from deployment_pipeline import logs
-    from deployment_pipeline.run import exposure, server
-    from deployment_pipeline.run.lifeline import say_serving
-
-    exposure.check(config)
-    logs.configure(config.log_level, worker=number)
-    with _unusable_explained():
-        _run(server.serve(config, lambda _: say_serving(lifeline), lifeline))
-
-
-@contextlib.contextmanager
-def _unusable_explained() -> Iterator[None]:
-    """What keeps a server from serving, as a text for the person at the terminal."""
-    from deployment_pipeline.edge.reloading import Unreadable
-    from deployment_pipeline.postgres import CannotUse
-    from deployment_pipeline.refusals import StoreUnavailable
-    from deployment_pipeline.run.listening import CannotListen
-    from deployment_pipeline.run.workers import CannotStart
-
-    try:
-        yield
-    except StoreUnavailable:
-        raise Unusable("Postgres does not answer at DP_DATABASE_URL") from None
-    except (CannotUse, CannotListen, Unreadable) as error:
-        raise Unusable(str(error)) from None
-    except CannotStart:
-        raise Unusable("a worker did not start") from None
-
-
-def _run(main: Coroutine[Any, Any, None]) -> None:
-    if find_spec("uvloop"):  # not there on every platform
-        import uvloop
-
-        uvloop.run(main)
-    else:
-        asyncio.run(main)
-
-
-@contextlib.contextmanager
-def _embedded_stores(config: Settings) -> Iterator[Settings]:
-    from deployment_pipeline.run.embedded import CannotStart, Postgres, Redis, exclusive
-
-    with contextlib.ExitStack() as stack:
-        stores = {}
-        try:
-            folder = stack.enter_context(exclusive(config.data_dir))
-            if not config.database_url:
-                postgres = Postgres(folder / "postgres")
-                stack.callback(postgres.stop)
-                stores["database_url"] = postgres.url
-            if not config.redis_url:
-                redis = Redis(folder / "redis")
-                stack.callback(redis.stop)
-                stores["redis_url"] = redis.url
-        except CannotStart as error:
-            raise Unusable(str(error)) from None
-        except OSError as error:
-            raise Unusable(
-                f"the embedded stores cannot use {config.data_dir} (DP_DATA_DIR): {error.strerror}:"
-                f" {error.filename}"
-            ) from None
-        yield config.model_copy(update=stores)
-
-
-def _need(config: Settings, *fields: str) -> None:
-    missing = [settings.variable(field) for field in fields if not getattr(config, field)]
-    if missing:
-        raise Unusable(
-            f"{' and '.join(missing)} must be set; for a first try: deployment-pipeline serve --embedded"
-        )
-
-
-def _log(config: Settings) -> None:
-    """Begin to log, with what was to be said of the settings."""
-    import structlog
-
-    from deployment_pipeline import logs
-
-    logs.configure(config.log_level)
-    for path in settings.exposed_files():
-        structlog.get_logger().warning("everybody on this machine can read a file with secrets", path=path)
-
-
-def _migrate(config: Settings, *, finish: bool, force: bool = False) -> None:
-    from deployment_pipeline.postgres import migrate
-
-    _need(config, "database_url")
-    with _unusable_explained():
-        migrate.migrate(config.database_url)
-        if finish:
-            migrate.finish(config.database_url, force=force)
-
-
-def _check(config: Settings) -> None:
-    from deployment_pipeline.postgres import migrate
-
-    with _unusable_explained():
-        migrate.check(config.database_url)
-
-
-def _announce(
-    config: Settings, listeners: Sequence[Listener], http: socket.socket | None, embedded: bool
-) -> None:
-    """http: what the HTTP endpoint listens on, if there is one."""
-    from deployment_pipeline import logs
-
-    listen = shown(listeners)
-    metrics = f"{config.metrics_listen.rpartition(':')[0]}:{http.getsockname()[1]}" if http else None
-    stores = {
-        "postgres": masked(config.database_url),
-        "redis": masked(config.redis_url),
-    }
-    logs.announce("serving", version=VERSION, listen=listen, metrics=metrics, **stores)
-    if embedded:
-        lines = [f"deployment-pipeline serves gRPC on {listen}"]
-        lines += [f"  {name:8}  {url}" for name, url in stores.items()]
-        lines += [EMBEDDED.format(data_dir=config.data_dir)]
-        lines += [TRY.format(url=f"http://{one.address}") for one in listeners if one.mode is Mode.PLAIN][:1]
-        greeting = "\n".join([*lines, "Ctrl-C stops it.\n\n"])
-        # In a thread: if nobody reads it, the service must not wait.
-        threading.Thread(target=_print, args=(greeting,), daemon=True).start()
-
-
-def _print(text: str) -> None:
-    """Past sys.stdout, whose lock the end of the process would wait for."""
-    with contextlib.suppress(OSError):
-        os.write(1, os.fsencode(text))
 
 
 def _healthcheck(config: Settings, service: str) -> int:

@@ -27,6 +27,7 @@ standard output is in the file that DP_TOKENS_FILE names.
 class Token(NamedTuple):
     """for_person: the token itself, and what to do with it. entry: what to append to DP_TOKENS_FILE."""
 
+    text: str
     for_person: str
     entry: str
 
@@ -45,7 +46,7 @@ def make(name: str, groups: Sequence[str], expires_in_days: int | None) -> Token
         lines.append(f"groups = [{', '.join(map(_string, groups))}]")
     if expires_in_days is not None:
         lines.append(f"expires_at = {datetime.now(UTC) + timedelta(expires_in_days):%Y-%m-%dT%H:%M:%SZ}")
-    return Token(_SHOWN_ONCE.format(text=text, id=id_of(name)), "\n".join(lines))
+    return Token(text, _SHOWN_ONCE.format(text=text, id=id_of(name)), "\n".join(lines))
 
 
 def _check(name: str, groups: Sequence[str], expires_in_days: int | None) -> None:

@@ -11,13 +11,13 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
+from deployment_pipeline.edge.identity.issuer import STATIC
 from deployment_pipeline.edge.identity.proof import NotProven
 from deployment_pipeline.edge.reloading import Reloading, Unreadable
 from deployment_pipeline.principal import Principal, is_id
 
 # What every token begins with: JWTs never do, and those who scan for leaked secrets find it.
 PREFIX = "dpt_"
-ISSUER = "token"
 
 
 def checked_name(name: str) -> str:
@@ -28,7 +28,7 @@ def checked_name(name: str) -> str:
 
 
 def id_of(name: str) -> str:
-    return f"{ISSUER}:{name}"
+    return f"{STATIC}:{name}"
 
 
 class _Token(BaseModel):
@@ -45,7 +45,7 @@ class _Token(BaseModel):
         expires_at = self.expires_at.timestamp() if self.expires_at else math.inf
         return Principal(
             id_of(self.name),
-            issuer=ISSUER,
+            issuer=STATIC,
             display_name=self.name,
             groups=tuple(self.groups),
             expires_at=expires_at,
