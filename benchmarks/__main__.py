@@ -12,7 +12,7 @@ from typing import Any
 
 import uvloop
 
-from benchmarks import floor, growth, load, report
+from benchmarks import credentials, floor, growth, h2, load, report, steps
 from benchmarks.rig import STAGES, WORKERS, Rig, rig
 from dp.v1 import deployment_pipeline_pb2 as pb
 
@@ -45,10 +45,17 @@ class Bench:
         rig.create_pipelines("hot", HOT_PIPELINES, database="hot")
         self.hot_stack = stack.enter_context(ExitStack())
         with ThreadPoolExecutor() as pool:  # all of them start at the same time
-            self.echo, self.service, self.alone, self.hot = pool.map(
+            self.credentials = credentials.make(rig.folder)
+            self.echo, self.service, self.alone, self.secured, self.hot = pool.map(
                 ExitStack.enter_context,
-                (stack, stack, stack, self.hot_stack),
-                (rig.echo(), rig.service(), rig.service(max_batch=1), rig.service(database="hot")),
+                (stack, stack, stack, stack, self.hot_stack),
+                (
+                    rig.echo(),
+                    rig.service(),
+                    rig.service(max_batch=1),
+                    rig.service(**self.credentials.settings),
+                    rig.service(database="hot"),
+                ),
             )
         self.refused = 0
         for n in range(HOT_PIPELINES):  # what is in the way there
@@ -77,6 +84,9 @@ class Bench:
         await self.per_second("alone", self.alone.address, load.Lives("alone", PIPELINES))
         status = [pb.GetDeploymentStatusRequest(deployment_id=id) for id in self.ids]
         await self.per_second("status", self.service.address, load.calls(load.STATUS, status))
+        await self.per_second(
+            "secured status", self.secured.address, load.calls(load.STATUS, status), self.token
+        )
         pages = [pb.GetHistoryRequest(pipeline_name=f"grown-{n}", limit=PAGE) for n in range(PIPELINES)]
         await self.per_second("history", self.service.address, load.calls(load.HISTORY, pages))
         create = pb.CreatePipelineRequest(name="service-0", stages=STAGES, max_pending=100)
@@ -88,8 +98,12 @@ class Bench:
         await self.refusals()
         await self.lone()
 
-    async def per_second(self, name: str, address: str, work: load.Work) -> None:
-        self.note(name, (await load.measure(address, work, CALLERS, self.seconds)).per_second)
+    @property
+    def token(self) -> h2.Metadata:
+        return (("authorization", f"Bearer {self.credentials.token}"),)
+
+    async def per_second(self, name: str, address: str, work: load.Work, metadata: h2.Metadata = ()) -> None:
+        self.note(name, (await load.measure(address, work, CALLERS, self.seconds, metadata)).per_second)
 
     async def refusals(self) -> None:
         hot = [
@@ -162,6 +176,7 @@ async def run(rounds: int, seconds: float, deployments: int) -> dict[str, Any]:
             await bench.round()
         herd_seconds, statuses = await load.herd(bench.service.address, "grown-0", HERD)
         curves = await curve(bench, max(CURVE_SECONDS, seconds / 2))
+        with_token_us, without_us = await steps.entrance_us(stores.folder)
         rss_mib = bench.service.rss_mib()
         per_refusal, per_lease = bench.judged_for_refusals()
         stack.close()
@@ -179,6 +194,13 @@ async def run(rounds: int, seconds: float, deployments: int) -> dict[str, Any]:
         "echo_calls_per_second": bench.median("echo"),
         "sql_lives_per_second": bench.median("sql"),
         "get_per_second": bench.median("status"),
+        "get_with_identity_per_second": bench.median("secured status"),
+        "get_with_identity_share": median(
+            secured / status
+            for secured, status in zip(bench.found["secured status"], bench.found["status"], strict=True)
+        ),
+        "identity_step_us": with_token_us,
+        "identity_step_without_authentication_us": without_us,
         "history_per_second": bench.median("history"),
         "refused_per_second": bench.median("refused"),
         "refused_from_redis_share": 1 - per_refusal,

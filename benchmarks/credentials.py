@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from joserfc import jwt
 from joserfc.jwk import RSAKey
@@ -24,7 +25,7 @@ class Credentials:
     """settings: by field."""
 
     token: str
-    settings: Mapping[str, object]
+    settings: Mapping[str, Any]
 
 
 def make(folder: Path) -> Credentials:

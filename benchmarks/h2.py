@@ -6,7 +6,7 @@ what these calls need and no more: requests that fit into one frame, no compress
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
@@ -20,7 +20,11 @@ FIRST_WINDOW = 65_535
 FIRST_MAX_STREAMS = 100
 # The first dynamic entry of a header table; those below are in the specification.
 FIRST_DYNAMIC = 62
-STATIC = {":authority": 1, ":path": 4, "content-type": 31}
+STATIC = {":authority": 1, ":path": 4, "authorization": 23, "content-type": 31}
+# The largest length that fits into its first byte (RFC 7541, 5.1).
+SHORT = 126
+
+Metadata = Sequence[tuple[str, str]]
 POST_HTTP = bytes([0x80 | 3, 0x80 | 6])
 
 # Called with the gRPC status and the message (of an error: nothing).
@@ -34,7 +38,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 class RequestHeaders:
     """The header blocks of one connection: after the first request to a path, a few bytes."""
 
-    def __init__(self, authority: str) -> None:
+    def __init__(self, authority: str, metadata: Metadata) -> None:
         self._table: list[tuple[str, str]] = []
         self._known: dict[str, bytes] = {}
         self._common = (
@@ -43,6 +47,7 @@ class RequestHeaders:
             ("content-type", "application/grpc"),
             ("user-agent", "dp-benchmark"),
             ("grpc-timeout", "10S"),
+            *metadata,
         )
 
     def block(self, path: str) -> bytes:
@@ -63,13 +68,26 @@ class RequestHeaders:
         self._table.insert(0, header)
         name, value = header
         known = STATIC.get(name)
-        raw = b"" if known else bytes([len(name)]) + name.encode()
-        return bytes([0x40 | (known or 0)]) + raw + bytes([len(value)]) + value.encode()
+        raw = b"" if known else _text(name)
+        return bytes([0x40 | (known or 0)]) + raw + _text(value)
+
+
+def _text(text: str) -> bytes:
+    """With its length before it."""
+    size, raw = len(text), text.encode()
+    if size <= SHORT:
+        return bytes([size]) + raw
+    size -= SHORT + 1
+    length = bytearray([SHORT + 1])
+    while size >= 0x80:
+        length.append(0x80 | size & 0x7F)
+        size >>= 7
+    return bytes(length) + bytes([size]) + raw
 
 
 class Connection(asyncio.Protocol):
-    def __init__(self, authority: str) -> None:
-        self._headers = RequestHeaders(authority)
+    def __init__(self, authority: str, metadata: Metadata = ()) -> None:
+        self._headers = RequestHeaders(authority, metadata)
         self._calls: dict[int, tuple[Done, list[bytes]]] = {}
         self._stream = 1
         self._window = FIRST_WINDOW
@@ -176,8 +194,11 @@ def _status(block: bytes) -> int:
     return int(block[at + 1 : at + 1 + block[at]])
 
 
-async def connect(address: str, count: int) -> list[Connection]:
+async def connect(address: str, count: int, metadata: Metadata = ()) -> list[Connection]:
     host, _, port = address.rpartition(":")
     loop = asyncio.get_running_loop()
-    made = [await loop.create_connection(lambda: Connection(address), host, int(port)) for _ in range(count)]
+    made = [
+        await loop.create_connection(lambda: Connection(address, metadata), host, int(port))
+        for _ in range(count)
+    ]
     return [protocol for _, protocol in made]

@@ -34,9 +34,11 @@ class Measured:
         return quantiles(self.latencies_ms, n=100)[percent - 1]
 
 
-async def measure(address: str, work: Work, callers: int, seconds: float) -> Measured:
+async def measure(
+    address: str, work: Work, callers: int, seconds: float, metadata: h2.Metadata = ()
+) -> Measured:
     """Callers who begin again as soon as they are done."""
-    connections = await h2.connect(address, min(callers, CONNECTIONS))
+    connections = await h2.connect(address, min(callers, CONNECTIONS), metadata)
     latencies: list[float] = []
     over = False
     under_way = 0

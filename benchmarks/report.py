@@ -42,6 +42,16 @@ def table(result: dict[str, Any]) -> str:
         ("service, lives/s", gathered, f"{result['efficiency']:.2f} of the floor"),
         ("  without gathering, lives/s", alone, f"gathering: {gathered / alone:.2f} times"),
         ("GetDeploymentStatus, calls/s", status, f"{status / echo:.2f} of echo"),
+        (
+            "  with a JWT, and rights, calls/s",
+            result["get_with_identity_per_second"],
+            f"{result['get_with_identity_share']:.2f} of without",
+        ),
+        (
+            "  that step alone, us of CPU",
+            result["identity_step_us"],
+            f"{result['identity_step_without_authentication_us']:.2f} without authentication",
+        ),
         ("GetHistory of 50, calls/s", result["history_per_second"], ""),
         ("refused triggers, calls/s", refused, f"{refused / echo:.2f} of echo; {by_redis:.2%} by Redis"),
         ("  statements a T_c, pipeline, worker", result["refused_statements_per_lease"], ""),

@@ -37,8 +37,8 @@ async def entrance_us(folder: Path) -> tuple[float, float]:
     before, and on a server without authentication."""
     made = credentials.make(folder)
     token = _Call(("authorization", f"Bearer {made.token}"))
-    rate = {"rate_per_principal": 1_000_000.0}
-    async with access(Settings(**made.settings, **rate), _no_pipeline) as (secured, _):  # type: ignore[arg-type]
+    settings = Settings(rate_per_principal=1_000_000, **made.settings)
+    async with access(settings, _no_pipeline) as (secured, _):
         with_token = await _timed(secured, token)
     async with access(Settings(), _no_pipeline) as (without, _):
         return with_token, await _timed(without, _Call())

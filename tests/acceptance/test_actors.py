@@ -59,7 +59,7 @@ async def log(client: As, pipeline: str) -> list[tuple[str, str, str]]:
     ]
 
 
-async def test_R2_every_event_names_its_caller_across_promotion_and_supersession(
+async def test_r2_every_event_names_its_caller_across_promotion_and_supersession(
     alice: As, bob: As, carol: As, shop: str
 ) -> None:
     first = await trigger(alice, shop)
@@ -93,7 +93,7 @@ async def _read(client: As, *deployments: Answer) -> list[Answer]:
     return [await status(client, one.id) for one in deployments]
 
 
-async def test_R2_a_redeployment_is_of_whoever_rolled_back(alice: As, bob: As, shop: str) -> None:
+async def test_r2_a_redeployment_is_of_whoever_rolled_back(alice: As, bob: As, shop: str) -> None:
     await complete(alice, (await trigger(alice, shop)).id, stages=2)
     bad = await trigger(alice, shop, "2")
     await queue(alice, shop, "3")
@@ -105,7 +105,7 @@ async def test_R2_a_redeployment_is_of_whoever_rolled_back(alice: As, bob: As, s
     assert (await log(alice, shop))[-2:] == [("ROLLBACK", "bob", ""), ("PROMOTE", "bob", "")]
 
 
-async def test_R2_a_replay_by_somebody_else_is_answered_and_names_the_first(
+async def test_r2_a_replay_by_somebody_else_is_answered_and_names_the_first(
     alice: As, bob: As, shop: str
 ) -> None:
     first = await trigger(alice, shop, request_id="release")

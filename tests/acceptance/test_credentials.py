@@ -15,7 +15,7 @@ from deployment_pipeline.edge import reloading
 from deployment_pipeline.edge.identity.issuer import Issuer
 from deployment_pipeline.run.settings import Settings
 from support.clients import Client, Refused, TypedClient
-from support.issuer import FakeIssuer
+from support.issuer import FakeIssuer, settings_of
 from support.secured import As, Files, grant, secured, token
 from support.servers import server
 from support.steps import outcome, refusal
@@ -31,13 +31,6 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
     made.write_tokens({"one": [], "other": []})
     made.write_grants(grant('id = "*"', "admin"))
     return made
-
-
-def settings_of(*entries: Issuer) -> str:
-    """For DP_JWT_ISSUERS."""
-    fields = ("name", "issuer", "audience", "algorithms", "jwks_url", "jwks_file")
-    given = [{name: getattr(entry, name) for name in fields if getattr(entry, name)} for entry in entries]
-    return json.dumps(given, default=str)
 
 
 def bearer(*tokens: str, scheme: str = "Bearer") -> tuple[tuple[str, str], ...]:
@@ -73,6 +66,7 @@ async def test_each_way_in_gives_a_name(settings: Settings, files: Files, tmp_pa
         bearer("dpt_nobody"),
         bearer("not.a.token"),
         bearer(token("one"), scheme="Basic"),
+        bearer(token("one"), scheme="Digest"),
         (("authorization", token("one")),),
         (*bearer(token("one")), *bearer(token("one"))),
         (*bearer(token("one")), ("authorization", "")),
@@ -198,12 +192,16 @@ async def test_keys_rotate_under_load_and_no_call_fails(settings: Settings, file
         corp.in_file(path)
         signing = "used at once"
         for number in range(4):
-            with capture_logs() as said:
-                corp.new_key(f"published before it is used {number}")
-                corp.in_file(path)
-                await eventually(lambda said=said: _true(bool(said)))  # type: ignore[misc]  # it has been read
-            signing = f"published before it is used {number}"
-            before = made
+            new = f"published before it is used {number}"
+            corp.new_key(new)
+            corp.in_file(path)
+
+            async def is_known(new: str = new) -> bool:
+                asked = client.call("ListPipelines", metadata=bearer(corp.token(new)))
+                return not isinstance(await outcome(asked), Refused)
+
+            await eventually(is_known)
+            signing, before = new, made
             await eventually(lambda before=before: _true(made > before + 50))  # type: ignore[misc]
         over = True
         await asyncio.gather(*loads)
@@ -284,6 +282,22 @@ async def test_anonymous_callers_may_what_the_setting_says(
             return isinstance(await outcome(As(channel, "one").call("ListPipelines")), Refused)
 
         await eventually(is_denied)
+
+
+async def test_an_anonymous_caller_lifts_no_lock_of_somebody_who_is_known(
+    settings: Settings, files: Files, new_name: Callable[[], str]
+) -> None:
+    async with secured(settings, files, anonymous="operator") as channel:
+        one, nobody, name = As(channel, "one"), TypedClient(channel), new_name()
+        await one.call("CreatePipeline", name=name, stages=["a"])
+        await one.call("LockPipeline", name=name, reason="r", owner="ops")
+        assert (
+            await refusal(nobody.call("UnlockPipeline", name=name, owner="ops"))
+        ).reason == "LOCK_MISMATCH"
+        await one.call("UnlockPipeline", name=name)
+        await nobody.call("LockPipeline", name=name, reason="r", owner="ops")
+        assert (await refusal(one.call("UnlockPipeline", name=name, owner="ops"))).reason == "LOCK_MISMATCH"
+        await nobody.call("UnlockPipeline", name=name, owner="ops")
 
 
 async def test_health_and_reflection_need_no_identity(settings: Settings, files: Files) -> None:

@@ -70,11 +70,12 @@ async def test_a_line_says_at_every_level_where_it_serves(stores: Stores, log: T
         running.stop()
     [line] = lines(log)
     assert line.pop("timestamp").endswith("Z")
-    assert {name: line.pop(name) for name in ("event", "level", "version", "listen")} == {
+    assert {name: line.pop(name) for name in ("event", "level", "version", "listen", "metrics")} == {
         "event": "serving",
         "level": "info",
         "version": VERSION,
         "listen": running.address,
+        "metrics": running.metrics_address,
     }
     assert set(line) == {"postgres", "redis"}
 

@@ -1,20 +1,17 @@
-"""The service over TLS and mutual TLS, on several listeners, while its certificate is replaced."""
+"""The service over TLS and mutual TLS, on several listeners."""
 
 import asyncio
 import json
 import os
-import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from deployment_pipeline.edge import reloading
 from deployment_pipeline.run.server import running
 from deployment_pipeline.run.settings import Settings
 from support.certificates import Authority, Secret, caller
@@ -33,10 +30,6 @@ role = "admin"
 WORKERS = 2
 # The kernel gives each connection to a worker: with this many, none gets all of them.
 CONNECTIONS = 24
-ROTATIONS = 5
-CALLERS = 4
-# Between two replacements, at least.
-CALLS = 20
 
 
 class Workers(Server):
@@ -131,54 +124,6 @@ async def test_workers_share_every_listener(
     assert len(calls) == CONNECTIONS * len(ways)
     for begin in range(0, len(calls), CONNECTIONS):
         assert {call["worker"] for call in calls[begin : begin + CONNECTIONS]} == {1, 2}
-
-
-async def test_no_call_fails_while_the_certificate_is_replaced(
-    settings: Settings,
-    open_to_all: dict[str, Any],
-    secret: Secret,
-    authority: Authority,
-    pipeline: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(reloading, "LOOK_SECONDS", 0.01)
-    own = {**open_to_all, "listen": "tls://127.0.0.1:0,mtls://127.0.0.1:0"}
-    async with running(settings.model_copy(update=own)) as [tls, mtls], asyncio.timeout(60):
-        ways = ((tls.address, caller(authority)), (mtls.address, caller(authority, authority.client(CI))))
-        calls = {"old connections": 0, "new connections": 0}
-        over = asyncio.Event()
-
-        async def keeps_its_connection(address: str, credentials: grpc.ChannelCredentials) -> None:
-            async with connection(address, credentials) as channel:
-                while not over.is_set():
-                    await TypedClient(channel).call("GetPipeline", name=pipeline)
-                    calls["old connections"] += 1
-
-        async def connects_anew(address: str, credentials: grpc.ChannelCredentials) -> None:
-            while not over.is_set():
-                async with connection(address, credentials) as channel:
-                    await TypedClient(channel).call("GetPipeline", name=pipeline)
-                    calls["new connections"] += 1
-
-        async with asyncio.TaskGroup() as callers:
-            for address, credentials in ways:
-                for _ in range(CALLERS):
-                    callers.create_task(keeps_its_connection(address, credentials))
-                    callers.create_task(connects_anew(address, credentials))
-            for _ in range(ROTATIONS):
-                before, pair = calls.copy(), authority.server()
-                secret.put(pair.key, pair.chain, authority.pem)
-                async for served in certificates(tls.address):
-                    if served == pair.chain and all(calls[on] > before[on] + CALLS for on in calls):
-                        break
-            over.set()
-
-
-async def certificates(address: str) -> AsyncIterator[bytes]:
-    """That new connections get (PEM), one after the other."""
-    host, _, port = address.rpartition(":")
-    while True:
-        yield (await asyncio.to_thread(ssl.get_server_certificate, (host, int(port)))).encode()
 
 
 def test_what_is_open_or_missing_keeps_it_from_serving_and_nothing_else(stores: Stores) -> None:

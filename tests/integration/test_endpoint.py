@@ -4,10 +4,13 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Iterator
+import struct
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pytest
+import uvloop
 from structlog.testing import capture_logs
 
 from deployment_pipeline.run import endpoint, listening
@@ -29,10 +32,11 @@ class Asked:
     is_ready: bool = True
     texts: list[str] = field(default_factory=lambda: ["a 1\n"])  # one for each time that they are made
     made: int = 0
+    takes_seconds: float = 0
 
     async def exposition(self) -> str:
         self.made += 1
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.takes_seconds)
         return self.texts.pop(0)
 
     async def connect(self) -> "Peer":
@@ -76,12 +80,42 @@ def status(answer: bytes) -> int:
     return parts(answer)[0]
 
 
-@pytest.fixture
-async def asked() -> AsyncIterator[Asked]:
-    made = Asked()
+@contextlib.contextmanager
+def served(asked: Asked, new_loop: Callable[[], asyncio.AbstractEventLoop]) -> Iterator[None]:
+    """In a thread, with an event loop of its own."""
     listener = listening.alone("127.0.0.1:0", "DP_METRICS_LISTEN")
-    made.port = listener.getsockname()[1]
-    async with answering(listener, Report([GRPC], lambda: made.is_ready, made.exposition)):
+    asked.port = listener.getsockname()[1]
+    over = asyncio.Event()
+    loops = Future[asyncio.AbstractEventLoop]()
+
+    async def serve() -> None:
+        async with answering(listener, Report([GRPC], lambda: asked.is_ready, asked.exposition)):
+            loops.set_result(asyncio.get_running_loop())
+            await over.wait()
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(serve())
+
+    with ThreadPoolExecutor(1) as threads:
+        serving = threads.submit(run)
+        loop = loops.result()
+        yield
+        loop.call_soon_threadsafe(over.set)
+        serving.result()
+
+
+# uvloop, which the service runs on, treats closed connections differently.
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def new_loop(request: pytest.FixtureRequest) -> Callable[[], asyncio.AbstractEventLoop]:
+    made: Callable[[], asyncio.AbstractEventLoop] = request.param
+    return made
+
+
+@pytest.fixture
+def asked(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> Iterator[Asked]:
+    made = Asked()
+    with served(made, new_loop):
         yield made
 
 
@@ -125,6 +159,16 @@ async def test_other_methods_are_not_allowed_and_hear_so_however_much_they_send(
     assert not asked.made
 
 
+async def test_who_sends_all_before_reading_anything_is_answered(asked: Asked) -> None:
+    def ask() -> bytes:
+        with socket.create_connection(("127.0.0.1", asked.port)) as client:
+            client.sendall(b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 30000000\r\n\r\n")
+            client.sendall(b"x" * 30_000_000)
+            return client.recv(12)
+
+    assert await asyncio.to_thread(ask) == b"HTTP/1.1 405"
+
+
 async def test_one_connection_gets_one_answer(asked: Asked) -> None:
     request = b"GET /healthz/live HTTP/1.1\r\nHost: x\r\n\r\n"
     assert (await asked.ask(request * 3)).count(b"HTTP/1.1 200") == 1
@@ -164,11 +208,13 @@ async def test_who_speaks_something_else_is_told_so(asked: Asked, nonsense: byte
     assert status(await asked.ask(nonsense)) == code
 
 
-async def test_who_has_closed_one_half_is_answered(asked: Asked) -> None:
+async def test_who_has_closed_one_half_gets_the_whole_answer(asked: Asked) -> None:
+    asked.texts = ["x" * 20_000_000]
     async with contextlib.aclosing(await asked.connect()) as peer:
-        peer.writer.write(b"GET /healthz/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        peer.writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
         peer.writer.write_eof()
-        assert status(await peer.rest()) == 200
+        code, _, body = parts(await peer.rest())
+        assert (code, len(body)) == (200, 20_000_000)
 
 
 @pytest.mark.parametrize("said", [b"", b"GET /healthz/live HTTP/1.1\r\n"])
@@ -176,8 +222,10 @@ async def test_who_has_closed_one_half_too_early_is_done_with(asked: Asked, said
     async with contextlib.aclosing(await asked.connect()) as peer:
         peer.writer.write(said)
         peer.writer.write_eof()
-        answer = await peer.rest()
+        with capture_logs() as lines:
+            answer = await peer.rest()
         assert not answer or status(answer) == 400
+        assert not lines
 
 
 @pytest.mark.usefixtures("in_short")
@@ -264,15 +312,38 @@ async def test_metrics_that_cannot_be_made_are_said_to_be_so_and_harm_nothing_el
     assert status(await asked.get("/healthz/live")) == 200
 
 
-async def test_the_end_waits_for_nobody() -> None:
-    asked = Asked()
-    listener = listening.alone("127.0.0.1:0", "DP_METRICS_LISTEN")
-    asked.port = listener.getsockname()[1]
+async def test_who_leaves_is_nobodys_business(asked: Asked) -> None:
+    with capture_logs() as lines:
+        for said in (b"", b"GET /healthz/live HTTP/1.1\r\n", b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"):
+            peers = [await asked.connect() for _ in range(MAX_CONNECTIONS)]
+            for peer in peers:
+                reset_when_closed = struct.pack("ii", 1, 0)
+                peer.writer.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, reset_when_closed
+                )
+                peer.writer.write(said)
+                await peer.aclose()
+            while not await asked.get("/healthz/live"):
+                pass  # it has not seen yet that they are gone
+    assert not lines
+
+
+async def test_the_end_waits_for_nobody_and_is_quiet(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(endpoint, "CONNECTION_SECONDS", READ_SECONDS * 2)
+    asked = Asked(takes_seconds=READ_SECONDS * 2)
     async with contextlib.AsyncExitStack() as stack:
-        async with answering(listener, Report([GRPC], lambda: True, asked.exposition)):
-            [rest] = await stack.enter_async_context(stalled(asked, 1))
-            await asyncio.sleep(0)
-        assert await rest == b""
+        with capture_logs() as lines, served(asked, new_loop):
+            waits = asyncio.create_task(asked.get("/metrics"))
+            while not asked.made:  # noqa: ASYNC110  # in another thread
+                await asyncio.sleep(0.01)
+            peers = await stack.enter_async_context(stalled(asked, MAX_CONNECTIONS))
+            await asyncio.wait(peers, return_when=asyncio.FIRST_COMPLETED)
+        assert await asyncio.gather(*peers, waits) == [b""] * (MAX_CONNECTIONS + 1)
+        assert [*lines, *caplog.records] == []
         with pytest.raises(ConnectionError):
             await asked.connect()
 

@@ -132,7 +132,8 @@ async def test_nobody_there_is_no_answer() -> None:
 async def test_one_that_does_not_answer_in_time_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(healthcheck, "ANSWER_SECONDS", 0.1)
     with listening.alone("127.0.0.1:0", "DP_METRICS_LISTEN") as silent:
-        said = await checked(f"127.0.0.1:{silent.getsockname()[1]}")
+        async with asyncio.timeout(10):
+            said = await checked(f"127.0.0.1:{silent.getsockname()[1]}")
     assert said.startswith("NO_ANSWER: ")
 
 

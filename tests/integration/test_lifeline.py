@@ -20,9 +20,12 @@ class Worker:
     is_ready: bool = True
     text: str = "a 1\n"
     asked: int = 0
+    fails: bool = False
 
     async def exposition(self) -> str:
         self.asked += 1
+        if self.fails:
+            raise ValueError
         return self.text
 
 
@@ -113,9 +116,18 @@ async def test_metrics_that_are_too_long_are_left_out(line: Line, monkeypatch: p
         with capture_logs() as lines:
             assert await line.ours.exposition() == ""
         assert [entry["log_level"] for entry in lines] == ["error"]
-        await asyncio.sleep(0)
         line.worker.text = "a 1\n"
         assert await line.ours.exposition() == "a 1\n"
+
+
+async def test_metrics_that_cannot_be_made_are_left_out(line: Line) -> None:
+    async with line.answered(), line.heard():
+        line.worker.fails = True
+        with capture_logs() as lines:
+            assert await line.ours.exposition() == ""
+        assert [entry["log_level"] for entry in lines] == ["error"]
+        line.worker.fails = False
+        assert await line.ours.exposition() == line.worker.text
 
 
 async def test_one_that_hangs_has_no_metrics_and_is_asked_once(

@@ -97,7 +97,8 @@ async def test_all_that_serve_must_be_ready_and_at_least_one(
 ) -> None:
     for number in (1, 2):
         (tmp_path / str(number)).write_text("ready\n")
-    program(f"{SERVES}; while read -u $5 question; do cat {tmp_path}/$4 >&$5 || exit 1; done")
+    answers = f"while read -u $5 question; do cat {tmp_path}/$4 >&$5 || exit 1; done"
+    program(f"[ -e {tmp_path}/$4 ] || {HANGS}; {SERVES}; {answers}")
     http = listening.alone("127.0.0.1:0", "DP_METRICS_LISTEN")
     where = f"127.0.0.1:{http.getsockname()[1]}"
     serving = asyncio.Event()
@@ -107,7 +108,7 @@ async def test_all_that_serve_must_be_ready_and_at_least_one(
     assert (answer.status, answer.said) == (200, {"status": "SERVING", "listen": [listeners[0].address]})
     (tmp_path / "2").write_text("alive\n")
     await until_ready(where, ready=False)
-    (tmp_path / "2").unlink()  # so it ends, again and again
+    (tmp_path / "2").unlink()  # so it ends, and its replacement never serves
     await until_ready(where, ready=True)
     (tmp_path / "1").unlink()
     await until_ready(where, ready=False)
@@ -117,3 +118,21 @@ async def test_all_that_serve_must_be_ready_and_at_least_one(
         await supervising
     with pytest.raises(ConnectionError):
         await asked(where, "/healthz/live")
+
+
+async def test_a_supervisor_that_stops_is_not_ready_though_its_workers_still_say_so(
+    program: Program, listeners: Sequence[Listener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "STOP_SECONDS", 2.0)
+    program(f"trap '' TERM; {SERVES}; while read -u $5 question; do echo ready >&$5; done")
+    http = listening.alone("127.0.0.1:0", "DP_METRICS_LISTEN")
+    where = f"127.0.0.1:{http.getsockname()[1]}"
+    serving = asyncio.Event()
+    supervising = asyncio.create_task(supervise(1, listeners, os.environ, lambda _: serving.set(), http))
+    await serving.wait()
+    assert (await asked(where, "/healthz/ready")).status == 200
+    supervising.cancel()
+    await asyncio.sleep(0)
+    assert (await asked(where, "/healthz/ready")).status == 503
+    with contextlib.suppress(asyncio.CancelledError):
+        await supervising

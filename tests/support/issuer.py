@@ -61,6 +61,7 @@ class FakeIssuer:
         self.audience = audience
         self.keys: dict[str, tuple[str, Key]] = {}  # by kid: the algorithm and the private key
         self.fetches = 0
+        self.clock: Callable[[], float] = time.time
         self.answer: Callable[[BaseHTTPRequestHandler], None] | None = None
         self.new_key("first")
 
@@ -78,7 +79,7 @@ class FakeIssuer:
         return compact(_given(full), self.claims(**claims), signer(algorithm, key))
 
     def claims(self, **claims: Any) -> dict[str, Any]:
-        now = int(time.time())
+        now = int(self.clock())
         usual = {
             "iss": self.issuer,
             "aud": self.audience,
@@ -92,8 +93,10 @@ class FakeIssuer:
         return {"keys": [{**key.as_dict(private=False), "kid": kid} for kid, (_, key) in self.keys.items()]}
 
     def in_file(self, path: Path, **options: Any) -> Issuer:
-        """Its key set in a file, and the entry of DP_JWT_ISSUERS."""
-        path.write_text(json.dumps(self.key_set()))
+        """Its key set in a file, which nobody ever sees half of, and the entry of DP_JWT_ISSUERS."""
+        whole = path.with_suffix(".new")
+        whole.write_text(json.dumps(self.key_set()))
+        whole.rename(path)
         return self._entry(jwks_file=path, **options)
 
     @contextlib.contextmanager
@@ -113,6 +116,13 @@ class FakeIssuer:
 
     def _entry(self, **options: Any) -> Issuer:
         return Issuer(**{"name": self.name, "issuer": self.issuer, "audience": self.audience, **options})
+
+
+def settings_of(*entries: Issuer) -> str:
+    """For DP_JWT_ISSUERS."""
+    fields = ("name", "issuer", "audience", "algorithms", "jwks_url", "jwks_file")
+    given = [{name: getattr(entry, name) for name in fields if getattr(entry, name)} for entry in entries]
+    return json.dumps(given, default=str)
 
 
 class _Server(ThreadingHTTPServer):

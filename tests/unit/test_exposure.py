@@ -35,6 +35,12 @@ BEYOND = {"listen": "0.0.0.0:50051"}
         {**BEYOND, "insecure": True, **ISSUERS, **GRANTS},
         {**BEYOND, "insecure": True, "xfcc_from": "10.0.0.0/8", **GRANTS},
         {**MTLS, "xfcc_from": "spiffe://corp/gateway", **GRANTS},
+        {
+            **MTLS,
+            "listen": "mtls://127.0.0.1:1,tls://127.0.0.1:2",
+            "xfcc_from": "127.0.0.0/8,spiffe://corp/gateway",
+            **GRANTS,
+        },
         {**TOKENS, **GRANTS},
     ],
 )
@@ -75,6 +81,7 @@ def test_these_may_serve(given: dict[str, Any]) -> None:
         (MTLS, ["DP_GRANTS_FILE: must be set"]),
         ({"xfcc_from": "127.0.0.0/8"}, ["DP_GRANTS_FILE: must be set"]),
         ({"xfcc_from": "127.0.0.0/8,spiffe://corp/gateway", **GRANTS}, ["DP_XFCC_FROM: "]),
+        ({**MTLS, "xfcc_from": "127.0.0.0/8", **GRANTS}, ["DP_XFCC_FROM: on an mtls:// listener"]),
         (
             {"listen": "0.0.0.0:1,tls://127.0.0.1:2", "xfcc_from": "spiffe://corp/gateway"},
             ["DP_TLS_CERT: ", "DP_TLS_KEY: ", "DP_LISTEN: ", "DP_GRANTS_FILE: ", "DP_XFCC_FROM: "],

@@ -1,8 +1,10 @@
 """x-forwarded-client-cert: whose is believed, and what can be read in it."""
 
+import tracemalloc
+
 import pytest
 
-from deployment_pipeline.edge.identity.forwarded import HEADER, Forwarded
+from deployment_pipeline.edge.identity.forwarded import HEADER, MAX_PAIRS, Forwarded
 from deployment_pipeline.edge.identity.proof import NotProven
 from deployment_pipeline.principal import Principal
 
@@ -86,6 +88,9 @@ def test_the_last_elements_uri_is_the_caller(values: tuple[str, ...]) -> None:
         # An earlier element counts, too: nobody knows where it was meant to end.
         ((f'Subject="CN=x"y",URI={CI}',), "malformed"),
         ((b"URI=\xff",), "is not UTF-8"),
+        # What takes long to read.
+        (("a=," * MAX_PAIRS + f"URI={CI}",), "has more than 500 pairs"),
+        (("a=",) * MAX_PAIRS + (f"URI={CI}",), "has more than 500 pairs"),
     ],
 )
 def test_what_cannot_be_read_proves_nothing(values: tuple[str | bytes, ...], problem: str) -> None:
@@ -97,7 +102,7 @@ def test_what_cannot_be_read_proves_nothing(values: tuple[str | bytes, ...], pro
     ("peer", "certified"),
     [
         (NEAR, None),
-        ("ipv4:127.255.0.9:1", Principal("spiffe://corp/other")),
+        ("ipv4:127.255.0.9:1", None),
         ("ipv6:%5B::1%5D:1234", None),
         ("ipv6:%5B::ffff:10.1.2.3%5D:1234", None),
         ("ipv4:192.0.2.1:1234", GATEWAY),
@@ -115,6 +120,8 @@ def test_it_is_believed_from_a_proxy(peer: str, certified: Principal | None) -> 
     [
         ("ipv4:192.0.2.1:1234", None),
         ("ipv4:10.2.0.1:1234", Principal("spiffe://corp/gateway2")),
+        # Whoever shows a certificate is judged by it, wherever he is.
+        (NEAR, Principal("spiffe://corp/other")),
         ("ipv4:10.2.0.1:1234", Principal("corp#spiffe://corp/gateway", issuer="corp")),
         ("ipv6:%5Bfe80::1%25eth0%5D:1234", None),
         ("ipv6:%5B::2%5D:1234", None),
@@ -140,3 +147,14 @@ def test_without_a_trust_domain_any_is_accepted() -> None:
     principal = Forwarded("127.0.0.1", "").principal([(HEADER, "URI=spiffe://other/ci")], NEAR, None)
     assert principal
     assert principal.id == "spiffe://other/ci"
+
+
+def test_headers_that_callers_made_long_do_not_fill_the_memory() -> None:
+    tracemalloc.start()
+    try:
+        for n in range(1000):
+            assert read(f'Subject="{n:0>10000}",URI={CI}') == CI
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 1_000_000

@@ -144,7 +144,11 @@ def test_whoever_has_no_grant_sees_nothing(tmp_path: Path) -> None:
         (grant('group = "deployers"'), "group and claim need issuer"),
         (grant('id = "*", claim = { a = "1" }'), "group and claim need issuer"),
         (grant('issuer = "corq"'), "there is no issuer 'corq'; there are: forge, corp, token"),
+        (grant('issuer = ""'), "there is no issuer ''"),
+        (grant('issuer = "", id = "token:ci"'), "there is no issuer ''"),
+        ("[[deny]]\nmatch = { issuer = false }", "deny 1: match: there is no issuer False"),
         (grant('issuer = "corp", claim = "x"'), "claim must be a table"),
+        (grant('issuer = "corp", claim = {}'), "claim must be a table"),
         (grant('issuer = "corp", claim = { a = 1 }'), "claim a: must be a text, not 1"),
         (grant('id = "a*b"'), "may have one *, at its end"),
         (grant('id = "**"'), "may have one *, at its end"),
@@ -159,6 +163,14 @@ def test_whoever_has_no_grant_sees_nothing(tmp_path: Path) -> None:
         (grant('id = "*"', 'role = "viewer"\nimpersonate = "no"'), "impersonate must be true or false"),
         ('[[deny]]\nmatch = { id = "a" }\nrole = "viewer"', "deny 1: there is no 'role'"),
         ("[[deny]]", "deny 1: match must say whom it is for"),
+        (
+            grant('id = "*"', 'role = "viewer"\npipelines = ["team_a*"]'),
+            "'team_a*' can be no pipeline's name",
+        ),
+        (grant('id = "*"', 'role = "viewer"\npipelines = ["\\U0010FFFF*"]'), "can be no pipeline's name"),
+        (grant('id = "*"', 'role = "viewer"\npipelines = ["\\u0000"]'), "can be no pipeline's name"),
+        (f"x = {'[' * 3000}{']' * 3000}", "is not TOML"),
+        (f"x = {'1' * 5000}", "is not TOML"),
     ],
 )
 def test_a_file_with_a_mistake_is_not_used(tmp_path: Path, text: str, problem: str) -> None:

@@ -31,7 +31,9 @@ def corp() -> FakeIssuer:
 
 @pytest.fixture
 def jwts(corp: FakeIssuer, tmp_path: Path) -> Jwts:
-    return Jwts([corp.in_file(tmp_path / "corp.json", group_claim="groups")])
+    """At NOW."""
+    corp.clock = lambda: NOW
+    return Jwts([corp.in_file(tmp_path / "corp.json", group_claim="groups")], corp.clock)
 
 
 async def refused(jwts: Jwts, token: str) -> str:
@@ -139,6 +141,16 @@ async def test_the_types_of_access_tokens_are_accepted(
 @pytest.mark.parametrize("type", ["logout+jwt", "dpop+jwt", "", 7])
 async def test_tokens_made_for_something_else_are_refused(type: object, corp: FakeIssuer, jwts: Jwts) -> None:
     assert "typ" in await refused(jwts, corp.token(header={"typ": type}))
+
+
+@pytest.mark.parametrize("kid", [7, ["first"], {}])
+async def test_a_kid_must_be_text(kid: object, corp: FakeIssuer, jwts: Jwts) -> None:
+    assert "kid is no text" in await refused(jwts, corp.token(header={"kid": kid}))
+
+
+@pytest.mark.parametrize("header", [["alg"], ["alg", "b64"], "alg", 7, None, {}, {"kid": "first"}])
+async def test_a_header_without_an_algorithm_is_refused(header: object, corp: FakeIssuer, jwts: Jwts) -> None:
+    await refused(jwts, compact(header, corp.claims(), signer("ES256", corp.keys["first"][1])))
 
 
 async def test_a_wrong_signature_is_refused(corp: FakeIssuer, jwts: Jwts) -> None:
@@ -314,7 +326,8 @@ async def test_a_display_name_is_printable(corp: FakeIssuer, jwts: Jwts) -> None
 async def test_another_claim_than_sub_can_be_the_id(corp: FakeIssuer, tmp_path: Path) -> None:
     jwts = Jwts([corp.in_file(tmp_path / "keys.json", id_claim="client_id")])
     assert (await jwts.principal(corp.token(sub=None, client_id="robot"))).id == "corp#robot"
-    assert "client_id" in await refused(jwts, corp.token())
+    for other in (None, 7, ["robot"]):
+        assert "client_id" in await refused(jwts, corp.token(client_id=other))
 
 
 async def test_one_issuer_can_have_several_audiences_under_several_names(
@@ -339,6 +352,8 @@ async def test_a_verification_holds_until_the_token_expires(corp: FakeIssuer, tm
     now = principal.expires_at
     assert jwts.known(token) is None
     assert "expired" in await refused(jwts, token)
+    now += 0.6
+    assert "expired" in await refused(jwts, corp.token(exp=NOW + 60 + 0.5))
 
 
 async def test_a_removed_key_takes_its_verified_tokens_with_it(corp: FakeIssuer, tmp_path: Path) -> None:
@@ -383,6 +398,16 @@ async def test_verifications_are_forgotten_oldest_first(
     monkeypatch.setattr(module, "MAX_VERIFIED", 3)
     tokens = [corp.token(sub=f"user-{number}") for number in range(5)]
     for token in tokens:
+        await jwts.principal(token)
+    assert [jwts.known(token) is not None for token in tokens] == [False, False, True, True, True]
+
+
+async def test_verifications_of_long_tokens_are_forgotten_sooner(
+    corp: FakeIssuer, jwts: Jwts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = [corp.token(sub=f"user-{number}") for number in range(5)]
+    monkeypatch.setattr(module, "MAX_VERIFIED_BYTES", 3 * len(tokens[0]) + 3)
+    for token in [tokens[0], *tokens]:
         await jwts.principal(token)
     assert [jwts.known(token) is not None for token in tokens] == [False, False, True, True, True]
 

@@ -23,7 +23,7 @@ from deployment_pipeline.refusals import KeysUnavailable
 from support.issuer import FakeIssuer, base64url, compact, rsa_key, send, signer
 
 # For a machine that stalls: whatever hangs ends the test.
-HANGS_SECONDS = 30
+HANGS_SECONDS = 20
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,25 @@ async def test_without_keys_nothing_is_known_of_a_token(corp: FakeIssuer, entry:
         assert error.value.issuer == "corp"
         with pytest.raises(NotProven):
             await jwts.principal(corp.token(exp=1))
+
+
+async def test_whoever_waits_for_the_first_keys_hears_of_them_at_once(entry: Issuer) -> None:
+    source = KeyUrl(entry.jwks_url)
+    async with asyncio.timeout(HANGS_SECONDS):
+        waiting = asyncio.create_task(source.refresh(10 * HANGS_SECONDS))
+        assert await source.fetch()
+        assert await waiting
+
+
+async def test_whoever_waits_for_the_first_keys_hears_that_there_are_none(
+    corp: FakeIssuer, entry: Issuer
+) -> None:
+    corp.answer = lambda handler: send(handler, b"out of order", 503)
+    source = KeyUrl(entry.jwks_url)
+    async with asyncio.timeout(HANGS_SECONDS):
+        waiting = asyncio.create_task(source.refresh(10 * HANGS_SECONDS))
+        assert not await source.fetch()
+        assert not await waiting
 
 
 async def test_a_server_that_is_away_makes_keys_unavailable(corp: FakeIssuer, ca: trustme.CA) -> None:
@@ -396,7 +415,14 @@ def test_a_key_that_should_be_secret_is_left_out_of_a_set(jwk: dict[str, Any], c
 
 
 def test_keys_of_an_unknown_kind_do_not_spoil_a_set(corp: FakeIssuer) -> None:
-    strange = [{"kty": "AKP", "alg": "ML-DSA-44", "pub": "AAAA"}, "a text", {"kty": ["EC"]}, None]
+    strange = [
+        {"kty": "AKP", "alg": "ML-DSA-44", "pub": "AAAA"},
+        {"kty": "EC", "crv": "P-7", "x": "AA", "y": "AA"},
+        {"kty": "RSA", "e": "AQAB"},
+        {"kty": ["EC"]},
+        "a text",
+        None,
+    ]
     found = keys.parse(json.dumps({"keys": [*strange, *corp.key_set()["keys"]]}).encode())
     assert [key.kid for key in found.keys] == ["first"]
 
@@ -407,6 +433,30 @@ def test_rsa_keys_that_are_too_short_or_too_slow_are_left_out(bits: int) -> None
     jwk = {"kty": "RSA", "e": "AQAB", "n": base64url(modulus)}
     with pytest.raises(BadKeys):
         keys.parse(json.dumps({"keys": [jwk]}).encode())
+
+
+@pytest.mark.parametrize("text", [b"[" * 60_000, b"\xff", b"", b" " * keys.MAX_SET_BYTES + b"x"])
+def test_what_is_no_key_set_is_refused(text: bytes) -> None:
+    with pytest.raises(BadKeys):
+        keys.parse(text)
+
+
+def test_a_set_has_a_bounded_length(corp: FakeIssuer) -> None:
+    text = json.dumps(corp.key_set()).encode()
+    assert keys.parse(text.ljust(keys.MAX_SET_BYTES))
+    with pytest.raises(BadKeys, match="longer"):
+        keys.parse(text.ljust(keys.MAX_SET_BYTES + 1))
+
+
+async def test_no_more_is_read_of_an_answer_than_is_taken(corp: FakeIssuer, entry: Issuer) -> None:
+    corp.answer = lambda handler: send(handler, b"x" * 100)
+    assert await https.get(entry.jwks_url, 100) == b"x" * 100
+    with pytest.raises(https.Refused, match="longer than 99"):
+        await https.get(entry.jwks_url, 99)
+    corp.answer = endless
+    async with asyncio.timeout(HANGS_SECONDS):
+        with pytest.raises(https.Refused, match="longer"):
+            await https.get(entry.jwks_url, 100)
 
 
 async def test_the_path_and_the_query_are_asked_for(corp: FakeIssuer, entry: Issuer) -> None:

@@ -59,5 +59,8 @@ def test_a_method_is_there_before_its_first_call() -> None:
     metrics.call_ended("Follow", "OK", 0.003)
     assert value("grpc_server_started_total", **method) == 1
     assert value("grpc_server_handling_seconds_sum", **method) == 0.003
-    buckets = [value("grpc_server_handling_seconds_bucket", le=le, **method) for le in ("0.0025", "0.005")]
-    assert buckets == [0, 1]
+    buckets = [
+        value("grpc_server_handling_seconds_bucket", le=le, **method)
+        for le in ("0.0025", "0.005", "0.01", "+Inf")
+    ]
+    assert buckets == [0, 1, 1, 1]

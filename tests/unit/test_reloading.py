@@ -1,6 +1,7 @@
 """Files are read again when they have changed, and not while they are being written."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,35 @@ def test_a_link_that_points_elsewhere_is_a_change(tmp_path: Path) -> None:
     (tmp_path / "next").rename(link)
     file.look()
     assert file.value == "v2"
+
+
+def test_who_looks_while_another_thread_reads_waits_for_what_it_finds(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    reading, go_on = threading.Event(), threading.Event()
+    file = Reloading([path], path.read_text)
+
+    def slowly() -> str:
+        reading.set()
+        go_on.wait(20)
+        return path.read_text()
+
+    file._read = slowly
+    path.write_text("newer")
+    first = threading.Thread(target=file.look)
+    first.start()
+    assert reading.wait(20)
+    seen: list[str] = []
+
+    def second() -> None:
+        file.look()
+        seen.append(file.value)
+
+    other = threading.Thread(target=second)
+    other.start()
+    # Without the lock it would be over by now: the file is the same as when the first one looked.
+    other.join(0.1)
+    go_on.set()
+    first.join()
+    other.join()
+    assert seen == ["newer"]

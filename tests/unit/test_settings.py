@@ -206,3 +206,13 @@ def test_a_value_and_a_file_are_too_many(secret: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("DP_DATABASE_URL", URL)
     with pytest.raises(InvalidSettings, match=r"^DP_DATABASE_URL_FILE: DP_DATABASE_URL is set, too"):
         settings.load()
+
+
+def test_broken_issuers_are_reported_without_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    for broken in ('[{"jwks_url": "https://u:s3cret@corp"}]', "s3cret"):
+        monkeypatch.setenv("DP_JWT_ISSUERS", broken)
+        with pytest.raises(
+            InvalidSettings, match=r"^DP_JWT_ISSUERS: must be a JSON list of issuers"
+        ) as error:
+            settings.load()
+        assert "s3cret" not in str(error.value)

@@ -153,7 +153,9 @@ def test_a_name_must_make_an_id(name: str, path: Path) -> None:
     assert "name" in problems(path, f'[[token]]\nname = "{name}"\nsha256 = "{digest(CI)}"')[1]
 
 
-@pytest.mark.parametrize("text", ["[[token]", "token = 1", "token = [1]", "[token]\nname = 'ci'"])
+@pytest.mark.parametrize(
+    "text", ["[[token]", "token = 1", "token = [1]", "[token]\nname = 'ci'", f"x = {'[' * 3000}{']' * 3000}"]
+)
 def test_what_is_no_list_of_tokens_is_refused(text: str, path: Path) -> None:
     assert problems(path, text)
 

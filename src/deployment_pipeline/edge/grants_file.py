@@ -9,6 +9,7 @@ pipelines = ["shop", "team-a/*"]
 match = { id = "spiffe://corp/ci/old" }
 """
 
+import re
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from deployment_pipeline.edge.reloading import Unreadable
 ROLES = {str(role): role for role in Role if role}
 _GRANT = ("match", "role", "pipelines", "impersonate", "approve_for_others")
 _MATCH = ("id", "issuer", "group", "claim")
+# What names of pipelines can be, with room for those of folders.
+_NAMES = re.compile(r"[a-z0-9/-]*\*?")
 
 
 def read(path: Path, issuers: Collection[str]) -> Grants:
@@ -28,7 +31,7 @@ def read(path: Path, issuers: Collection[str]) -> Grants:
         content = tomllib.loads(path.read_text())
     except OSError as error:
         raise Unreadable(f"{path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise Unreadable(f"{path} is not TOML: {error}") from None
     reading = _Reading(issuers)
     grants = reading.file(content)
@@ -83,6 +86,9 @@ class _Reading:
             self.problems.append(f"{place}: pipelines must be a list of names, or absent for all")
             return []
         patterns = [self._pattern(f"{place}: pipelines", one).lower() for one in pipelines]
+        for pattern in patterns:
+            if not _NAMES.fullmatch(pattern):
+                self.problems.append(f"{place}: pipelines: {pattern!r} can be no pipeline's name")
         return [] if ANY in patterns else patterns
 
     def _match(self, place: str, match: object) -> Match:
@@ -93,13 +99,14 @@ class _Reading:
             return Match()
         self._known(f"{place}: match", match, _MATCH)
         issuer = match.get("issuer", "")
-        if issuer and issuer not in self._issuers:
+        # One that is empty, as templates leave it, would match everybody.
+        if "issuer" in match and issuer not in self._issuers:
             known = ", ".join(self._issuers) or "none"
             self.problems.append(f"{place}: match: there is no issuer {issuer!r}; there are: {known}")
         if not issuer and ("group" in match or "claim" in match):
             self.problems.append(f"{place}: match: group and claim need issuer: others may have the same")
         claim = match.get("claim", {})
-        if not isinstance(claim, dict):
+        if not isinstance(claim, dict) or ("claim" in match and not claim):
             self.problems.append(f'{place}: match: claim must be a table, like {{ repository_id = "42" }}')
             claim = {}
         return Match(

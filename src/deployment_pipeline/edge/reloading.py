@@ -10,8 +10,9 @@ import structlog
 
 T = TypeVar("T")
 
-# What is changed holds after two looks: what is taken back must be refused within five seconds.
-LOOK_SECONDS = 2.0
+# What is changed holds after two looks. What is taken back must be refused within five seconds, also where a
+# busy machine looks late.
+LOOK_SECONDS = 1.5
 
 log = structlog.get_logger()
 

@@ -59,13 +59,11 @@ async def answering(listener: socket.socket | None, report: Report) -> AsyncIter
     if listener is None:
         yield
         return
-    endpoint = _Endpoint(report)
-    server = await asyncio.start_server(endpoint.serve, sock=listener, limit=MAX_HEAD_BYTES)
+    server = await asyncio.start_server(_Endpoint(report).serve, sock=listener, limit=MAX_HEAD_BYTES)
     try:
         yield
     finally:
-        server.close()
-        endpoint.close()
+        server.close()  # connections that there are end with the process, or in a moment
 
 
 class _Answer(NamedTuple):
@@ -77,35 +75,30 @@ class _Answer(NamedTuple):
 class _Endpoint:
     def __init__(self, report: Report) -> None:
         self._report = report
-        self._open: set[asyncio.StreamWriter] = set()
+        self._connections = 0
         self._metrics: asyncio.Future[str] | None = None
         self._stale_at = 0.0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A connection, until its end."""
-        if len(self._open) >= MAX_CONNECTIONS:
+        if self._connections >= MAX_CONNECTIONS:
             writer.transport.abort()
             return
-        self._open.add(writer)
+        self._connections += 1
         try:
             async with asyncio.timeout(CONNECTION_SECONDS):
                 await self._converse(reader, writer)
-        except (TimeoutError, ConnectionError):
-            pass  # slow, or gone
+        except (TimeoutError, ConnectionError, asyncio.CancelledError):
+            pass  # slow, gone, or the end
         except Exception:
-            log.exception("the endpoint could not answer")
+            if not writer.is_closing():  # uvloop does not say with a ConnectionError that somebody is gone
+                log.exception("the endpoint could not answer")
         finally:
-            self._open.discard(writer)
+            self._connections -= 1
             writer.transport.abort()
-
-    def close(self) -> None:
-        """Whoever has no answer yet gets none."""
-        for writer in self._open:
-            writer.transport.abort()
-        if self._metrics:
-            self._metrics.cancel()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.set_write_buffer_limits(0)  # so that `drain` returns when the kernel has it all
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES - 1)
         has_body = True
         try:
@@ -118,7 +111,6 @@ class _Endpoint:
                 return
             answer, has_body = await self._answer(request), request.method != b"HEAD"
         body = answer.text.encode()
-        writer.transport.set_write_buffer_limits(0)  # `drain` returns when all of it is the kernel's
         writer.write(_head(connection, answer, len(body)) + (body if has_body else b""))
         await writer.drain()
         writer.write_eof()

@@ -62,8 +62,18 @@ def _of_identity(settings: Settings) -> Iterator[str]:
         )
     if authenticates(settings) and not settings.grants_file:
         yield "DP_GRANTS_FILE: must be set, to say what those may do who prove who they are"
-    if SPIFFE in settings.xfcc_from and not any(_with(settings, Mode.MTLS)):
+    yield from _of_proxies(settings)
+
+
+def _of_proxies(settings: Settings) -> Iterator[str]:
+    believed = [part.startswith(SPIFFE) for part in settings.xfcc_from.split(",") if part]
+    if any(believed) and not any(_with(settings, Mode.MTLS)):
         yield "DP_XFCC_FROM: proxies prove their SPIFFE ids on an mtls:// listener; add one, or name networks"
+    if not all(believed) and not any(_with(settings, Mode.PLAIN, Mode.TLS)):
+        yield (
+            "DP_XFCC_FROM: on an mtls:// listener, proxies are known by their SPIFFE ids, not by networks;"
+            " name those, or add another listener"
+        )
 
 
 def _with(settings: Settings, *modes: Mode) -> Iterator[Listener]:

@@ -17,7 +17,7 @@ from deployment_pipeline.run.report import Report
 
 SERVING, READY, ALIVE, METRICS = b"serving\n", b"ready\n", b"alive\n", b"metrics "
 IS_ALIVE, WHICH_METRICS = b"alive?\n", b"metrics?\n"
-# Of a message. A worker's metrics take some 50 KiB.
+# Of metrics. A worker's take some 50 KiB.
 MAX_BYTES = 8 * 1024 * 1024
 # How long the metrics may take.
 METRICS_SECONDS = 2.0
@@ -40,17 +40,21 @@ async def answer(lifeline: int, report: Report) -> None:
     with contextlib.closing(writer):
         while question := await _message(reader):
             if question == WHICH_METRICS:
-                writer.write(_metrics(await report.exposition()))
+                writer.write(METRICS + await _metrics(report) + b"\n")
             else:
                 writer.write(READY if report.is_ready() else ALIVE)
 
 
-def _metrics(text: str) -> bytes:
-    message = METRICS + json.dumps(text).encode() + b"\n"
-    if len(message) <= MAX_BYTES:
-        return message
-    log.error("metrics are left out: they are too long", bytes=len(message))
-    return _metrics("")
+async def _metrics(report: Report) -> bytes:
+    """As JSON. None, rather than that a worker ends for want of them."""
+    try:
+        said = json.dumps(await report.exposition()).encode()
+        if len(said) <= MAX_BYTES:
+            return said
+        log.error("metrics are left out: they are too long", bytes=len(said))
+    except Exception:
+        log.exception("metrics are left out: they could not be made")
+    return b'""'
 
 
 class Lifeline:
@@ -68,7 +72,7 @@ class Lifeline:
     async def open(cls) -> tuple["Lifeline", socket.socket]:
         """With the worker's end."""
         end, other_end = socket.socketpair()
-        return cls(*await asyncio.open_unix_connection(sock=end, limit=MAX_BYTES)), other_end
+        return cls(*await asyncio.open_unix_connection(sock=end, limit=MAX_BYTES + len(METRICS))), other_end
 
     @property
     def is_ready(self) -> bool:

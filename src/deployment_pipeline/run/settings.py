@@ -207,4 +207,6 @@ def _problem(field: str, message: str, in_files: Mapping[str, str]) -> str:
     name, value = variable(field), os.environ.get(variable(field), "")
     if field in in_files:
         name, value = file_variable(field), in_files[field]
+    if field == "jwt_issuers":  # long, and a URL in it may hold a password
+        return f"{name}: {rule}"
     return f"{name}: {rule} (it is '{values.masked(value) if field in SECRETS else value}')"

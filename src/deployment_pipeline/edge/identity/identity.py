@@ -1,6 +1,7 @@
 """Who calls. One credential decides: a bearer token if one was sent, else the certificate that a trusted
 proxy vouches for, else the caller's own. If it proves nothing, the others are not looked at."""
 
+import contextlib
 from collections.abc import Sequence
 
 from deployment_pipeline.edge.answers import Context
@@ -14,7 +15,7 @@ from deployment_pipeline.principal import ANONYMOUS, Principal
 from deployment_pipeline.refusals import RateLimited, Unauthenticated
 
 BEARER = "Bearer "
-# What one address may send of credentials that prove nothing: to look at one costs up to 0.2 ms.
+# What one sender may send of credentials that prove nothing: to look at one costs up to 0.2 ms.
 FAILURES_PER_SECOND = 20
 FAILURES_AT_ONCE = 100
 
@@ -56,7 +57,8 @@ class Identity:
             if certified := self._certificate(context):
                 return certified
         except NotProven as error:
-            if wait := self._failures.take(address(context)):
+            sender = self._sender(context) if authorizations else address(context)
+            if wait := self._failures.take(sender):
                 raise RateLimited(retry_ms(wait)) from error
             raise Unauthenticated(self._ways()) from error
         if not self._takes_anonymous:
@@ -75,7 +77,7 @@ class Identity:
             raise NotProven("tokens of this kind are not accepted")
         if known := self._jwts.known(token):  # with another spelling of "Bearer"
             return known
-        if wait := self._failures.wait_seconds(address(context)):
+        if wait := self._failures.wait_seconds(self._sender(context)):
             raise RateLimited(retry_ms(wait))
         return await self._jwts.principal(token)
 
@@ -86,6 +88,14 @@ class Identity:
             return own
         metadata = tuple(context.invocation_metadata() or ())
         return self._forwarded.principal(metadata, context.peer(), own) or own
+
+    def _sender(self, context: Context) -> str:
+        """Whose bad tokens are counted together: those of a certificate, or else of an address. Behind a
+        proxy, everybody has the same address."""
+        with contextlib.suppress(NotProven):
+            if certified := self._certificate(context):
+                return certified.id
+        return address(context)
 
     def _ways(self) -> Sequence[str]:
         ways = {

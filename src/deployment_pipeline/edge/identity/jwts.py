@@ -26,6 +26,8 @@ from deployment_pipeline.principal import Principal
 from deployment_pipeline.refusals import KeysUnavailable
 
 MAX_VERIFIED = 10_000
+# Of tokens that are remembered: what is kept of one takes up some times as much.
+MAX_VERIFIED_BYTES = 16 * 1024 * 1024
 
 
 class _Trusted(NamedTuple):
@@ -39,6 +41,7 @@ class _Verified(NamedTuple):
     principal: Principal
     source: KeyFile | KeyUrl
     keys: KeySet  # with one of which it was verified
+    token_bytes: int
 
 
 class Jwts:
@@ -51,6 +54,7 @@ class Jwts:
         self._trusted = [self._trust(issuer) for issuer in issuers]
         # By the SHA-256 of the token, oldest first.
         self._verified = OrderedDict[bytes, _Verified]()
+        self._verified_bytes = 0
 
     @property
     def files(self) -> Sequence[Reloading[KeySet]]:
@@ -67,7 +71,7 @@ class Jwts:
         found = self._verified.get(sha256(token.encode()).digest())
         if found is None:
             return None
-        principal, source, keys = found
+        principal, source, keys, _ = found
         return principal if source.value is keys and self._clock() < principal.expires_at else None
 
     async def principal(self, token: str) -> Principal:
@@ -77,7 +81,7 @@ class Jwts:
         principal = trusted.rules.principal(unverified.claims)
         keys = await _keys_for(unverified.kid, trusted)
         _verify(unverified, trusted, keys)
-        self._remember(token, _Verified(principal, trusted.source, keys))
+        self._remember(token, _Verified(principal, trusted.source, keys, len(token)))
         return principal
 
     def _trust(self, issuer: Issuer) -> _Trusted:
@@ -92,9 +96,16 @@ class Jwts:
         raise NotProven("no issuer in DP_JWT_ISSUERS has the token's iss and aud")
 
     def _remember(self, token: str, verified: _Verified) -> None:
-        self._verified[sha256(token.encode()).digest()] = verified
-        if len(self._verified) > MAX_VERIFIED:
-            self._verified.popitem(last=False)
+        digest = sha256(token.encode()).digest()
+        self._forget(digest)
+        self._verified[digest] = verified
+        self._verified_bytes += verified.token_bytes
+        while len(self._verified) > MAX_VERIFIED or self._verified_bytes > MAX_VERIFIED_BYTES:
+            self._forget(next(iter(self._verified)))
+
+    def _forget(self, digest: bytes) -> None:
+        if known := self._verified.pop(digest, None):
+            self._verified_bytes -= known.token_bytes
 
 
 async def _keys_for(kid: str | None, trusted: _Trusted) -> KeySet:
@@ -105,7 +116,7 @@ async def _keys_for(kid: str | None, trusted: _Trusted) -> KeySet:
     is_fresh = await source.refresh(min(FETCH_SECONDS, call.patience()))
     if (keys := source.value) and (kid is None or keys.named(kid)):
         return keys
-    if keys and is_fresh:
+    if is_fresh:
         raise NotProven(f"the issuer {trusted.name} has no key {kid!r:.100}")
     raise KeysUnavailable(trusted.name)
 

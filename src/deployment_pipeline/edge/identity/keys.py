@@ -92,7 +92,7 @@ def _public(entry: Any) -> Key:
     if not isinstance(entry, dict):
         raise BadKeys("it is no object")
     # Whoever can read the set could sign with it.
-    if _SECRET & entry.keys() or entry.get("kty") == "oct":
+    if _SECRET & entry.keys():
         raise BadKeys("it is a private or symmetric key, which everybody can know by now: replace it")
     if entry.get("kty") == "RSA" and base64_to_int(entry["n"]).bit_length() not in RSA_BITS:
         raise BadKeys(f"an RSA key must have {RSA_BITS[0]} to {RSA_BITS[-1]} bits")
@@ -179,7 +179,8 @@ class KeyUrl:
         # Whatever it is: who keeps keys must go on, or an old set would be used for ever.
         except Exception as error:
             problem = str(error) or type(error).__name__
-            log.warning("keys could not be fetched; those before hold", url=self._url, problem=problem)
+            held = len(self.value.keys) if self.value else 0
+            log.warning("keys could not be fetched", url=self._url, problem=problem, keys_that_hold=held)
             return False
         finally:
             self._was_tried.set()

@@ -77,7 +77,7 @@ def _read(path: Path) -> Mapping[bytes, Principal]:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise Unreadable(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:  # no TOML, or no UTF-8
+    except (ValueError, RecursionError) as error:  # no TOML, or no UTF-8
         raise Unreadable(f"{path} is no TOML: {error}") from None
     entries = found.pop("token", [])
     problems = [f"{key}: there is nothing of that name; there is [[token]]" for key in found]
