@@ -175,6 +175,7 @@ def configure(level: str, **everywhere: object) -> None:
     # What libraries say through the standard library: warnings matter. The pool's do not, which come for
     # every attempt at every connection; readiness says once that Postgres is away.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_fit_to_print)
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[_JsonHandler()])
     # By themselves these would write to sys.stderr, and could wait there for ever.
     logging.captureWarnings(True)
@@ -188,9 +189,9 @@ def call(**facts: object) -> None:
         _stderr.put(_line(None, "info", {"event": "call", **facts}), "calls")
 
 
-def announce(event: str, **facts: object) -> None:
-    """A line that is written at every level."""
-    text(_line(None, "info", {"event": event, **facts}))
+def announce(event: str, *, level: str = "info", **facts: object) -> None:
+    """A line that is written whatever the level is."""
+    text(_line(None, level, {"event": event, **facts}))
 
 
 def text(line: str) -> None:
@@ -212,6 +213,12 @@ def _unhandled(unhandled: "sys.UnraisableHookArgs | threading.ExceptHookArgs") -
 
 def _log_unhandled(error: BaseException | None) -> None:
     structlog.get_logger().error("an exception that nobody handled", exc_info=error)
+
+
+def _is_fit_to_print(record: logging.LogRecord) -> bool:
+    """Not metadata that is no UTF-8, which gRPC writes down as it came, with a traceback: it may be a
+    credential, and whoever sends much of it could fill the log and stop the event loop."""
+    return not str(record.msg).startswith("Invalid encoding on")
 
 
 class _JsonHandler(logging.Handler):

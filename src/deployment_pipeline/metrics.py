@@ -38,6 +38,11 @@ REFUSALS = Counter(
     ("reason", "served_from"),
     registry=REGISTRY,
 )
+FILE_FAILURES = Counter(
+    "dp_file_failures",
+    "Changed files of certificates, tokens, grants or keys that could not be used: the last good ones hold.",
+    registry=REGISTRY,
+)
 TLS_NOT_AFTER = Gauge(
     "dp_tls_not_after_seconds",
     "When the first certificate of the chain that is served expires, in seconds since 1970; NaN without TLS.",

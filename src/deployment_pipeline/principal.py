@@ -1,6 +1,7 @@
 """Who calls."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,3 +34,9 @@ ANONYMOUS = Principal("")
 def is_id(text: str) -> bool:
     """Whether a text can be a principal's id."""
     return 0 < len(text) <= MAX_ID_BYTES and text.isascii() and text.isprintable() and " " not in text
+
+
+def issuer_of(id: str) -> str:
+    """The short name of who vouches for the one of that id; empty: nobody does, or a CA."""
+    found = re.match(r"(token):|([a-z0-9-]+)#", id)
+    return (found[1] or found[2]) if found else ""

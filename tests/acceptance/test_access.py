@@ -114,7 +114,7 @@ def without(text: str, *names: str) -> str:
 
 @pytest.mark.parametrize("method", BY_NAME)
 @pytest.mark.parametrize("role", ROLES)
-async def test_by_name(world: World, role: str, method: str) -> None:
+async def test_r1_by_name(world: World, role: str, method: str) -> None:
     client = world.of(role)
     own, _ = await world.pipeline(world.own)
     foreign, _ = await world.pipeline(world.foreign)
@@ -139,7 +139,7 @@ async def test_by_name(world: World, role: str, method: str) -> None:
 
 @pytest.mark.parametrize("method", BY_ID)
 @pytest.mark.parametrize("role", ROLES)
-async def test_by_id(world: World, role: str, method: str) -> None:
+async def test_r1_by_id(world: World, role: str, method: str) -> None:
     client = world.of(role)
     _, own = await world.pipeline(world.own)
     _, foreign = await world.pipeline(world.foreign)
@@ -164,7 +164,7 @@ async def test_by_id(world: World, role: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["stranger", "gone"])
-async def test_whoever_has_no_role_may_nothing_but_ask_who_he_is(world: World, name: str) -> None:
+async def test_r1_whoever_has_no_role_may_nothing_but_ask_who_he_is(world: World, name: str) -> None:
     client = world.of(name)
     pipeline, deployment = await world.pipeline(world.own)
     for method in BY_NAME:
@@ -181,7 +181,7 @@ async def test_whoever_has_no_role_may_nothing_but_ask_who_he_is(world: World, n
         assert is_denied(info)
 
 
-async def test_a_list_shows_what_the_caller_may_see(world: World) -> None:
+async def test_r1_a_list_shows_what_the_caller_may_see(world: World) -> None:
     own = sorted([(await world.pipeline(world.own))[0] for _ in range(3)])
     await world.pipeline(world.foreign)
     pages, token = [], ""
@@ -196,7 +196,7 @@ async def test_a_list_shows_what_the_caller_may_see(world: World) -> None:
     assert pages == sorted(set(pages))
 
 
-async def test_another_callers_page_token_shows_nothing_more(world: World) -> None:
+async def test_r1_another_callers_page_token_shows_nothing_more(world: World) -> None:
     pipeline, _ = await world.pipeline(world.foreign)
     await queue(world.of("root"), pipeline)
     root, viewer = world.of("root"), world.of("viewer")
@@ -216,7 +216,7 @@ async def test_another_callers_page_token_shows_nothing_more(world: World) -> No
     assert refused.code == StatusCode.PERMISSION_DENIED
 
 
-async def test_what_redis_knows_is_not_told_to_those_who_may_not_trigger(world: World) -> None:
+async def test_r1_what_redis_knows_is_not_told_to_those_who_may_not_trigger(world: World) -> None:
     pipeline, active = await world.pipeline(world.foreign)
     assert (await refusal(trigger(world.of("root"), pipeline))).facts["deployment_id"] == active
     for name in ("deployer", "everywhere"):
@@ -225,7 +225,7 @@ async def test_what_redis_knows_is_not_told_to_those_who_may_not_trigger(world: 
         assert active not in str(refused) + str(refused.details)
 
 
-async def test_whoever_sees_everything_may_still_change_nothing(world: World) -> None:
+async def test_r1_whoever_sees_everything_may_still_change_nothing(world: World) -> None:
     pipeline, active = await world.pipeline(world.foreign)
     client = world.of("everywhere")
     assert (await client.call("GetDeploymentStatus", deployment_id=active)).id == active
@@ -242,7 +242,7 @@ async def test_an_id_that_is_none_breaks_its_rule_for_those_who_have_the_role(
     assert (await refusal(rollback(world.of("viewer"), broken))).reason == "PERMISSION_DENIED"
 
 
-async def test_rights_are_judged_before_the_fields(world: World) -> None:
+async def test_r1_rights_are_judged_before_the_fields(world: World) -> None:
     assert (
         await refusal(trigger(world.of("deployer"), f"{world.foreign}x", ""))
     ).reason == "PERMISSION_DENIED"

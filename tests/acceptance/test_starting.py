@@ -80,8 +80,8 @@ async def test_a_secret_in_a_file_gets_into_no_environment_and_no_log(
         workers.stop()
     assert SECRET not in "".join(lines(log))
     warnings = [line for line in map(json.loads, lines(log)) if line["level"] == "warning"]
-    assert [(line["event"], line["path"]) for line in warnings] == [
-        ("everybody on this machine can read a file with secrets", settings["DP_DATABASE_URL_FILE"])
+    assert [line["path"] for line in warnings if "can read a file with secrets" in line["event"]] == [
+        settings["DP_DATABASE_URL_FILE"]
     ]
 
 

@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 
 import psycopg
+import psycopg.sql
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from deployment_pipeline.call import EVERYTHING
+from deployment_pipeline.call import EVERYTHING, Names
 from deployment_pipeline.commands import (
     AdvanceStage,
     CancelDeployment,
@@ -228,6 +229,35 @@ def test_each_plan_is_an_index_scan(filled: str, name: str) -> None:
         )
     if not name.startswith("INSTALLATION."):  # a table of one row
         assert "Seq Scan on dp_" not in plan, plan
+
+
+def test_a_page_costs_the_same_for_many_ranges_of_names_as_for_all(filled: str) -> None:
+    """Pages touched, with the plan that a prepared statement gets."""
+
+    def touched(ranges: Names) -> int:
+        values = {
+            "lows": [low for low, _ in ranges],
+            "highs": [high for _, high in ranges],
+            "after": "p-2",
+            "most": 4,
+            "bytes": 1_000_000,
+        }
+        with psycopg.connect(filled, autocommit=True) as connection:
+            connection.execute("SET plan_cache_mode = force_generic_plan")
+            numbers = {name: f"${number}" for number, name in enumerate(values, 1)}
+            text = reads.LIST_PIPELINES.one.decode() % {name: f"{numbers[name]}" for name in values}
+            connection.execute(f"PREPARE list (text[], text[], text, integer, bigint) AS {text}".encode())
+            plan = connection.execute(
+                psycopg.sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE list ({})").format(
+                    psycopg.sql.SQL(", ").join(map(psycopg.sql.Literal, values.values()))
+                )
+            ).fetchone()
+        assert plan
+        buffers = plan[0][0]["Plan"]
+        return int(buffers["Shared Hit Blocks"] + buffers["Shared Read Blocks"])
+
+    many = sorted((f"p-{number}", f"p-{number}\x01") for number in range(1, PIPELINES + 1))
+    assert touched(many) < touched(EVERYTHING) + 50
 
 
 async def test_promotion_costs_the_same_behind_any_line(postgres: Postgres, filled: str) -> None:

@@ -161,6 +161,16 @@ async def test_r1_a_certificate_with_two_ids_or_none_of_ours_proves_nothing(
             assert (refused.code, refused.reason) == (StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
 
 
+async def test_a_uri_with_a_comma_speaks_as_the_proxy_so_a_ca_must_sign_none(
+    service: Service, gateway: str
+) -> None:
+    """Envoy does not quote it. Shown to the service itself, it proves nothing."""
+    uri = f"{CI},URI={ADMIN}"
+    async with service.caller(uri, at=gateway) as client, service.caller(uri) as direct:
+        assert await who(client) == ADMIN
+        assert (await refusal(direct.call("ListPipelines"))).reason == "UNAUTHENTICATED"
+
+
 async def test_r1_a_token_decides_alone_behind_a_proxy_too(service: Service, gateway: str, shop: str) -> None:
     async with service.caller(ADMIN, at=gateway) as admin:
         assert await who(admin, bearer("one")) == "token:one"

@@ -41,12 +41,12 @@ def end_of(request: bytes) -> Callable[[int], bytes]:
     return lambda stream: frame(DATA, END_STREAM, stream, message(request))
 
 
-def header_block(path: str) -> bytes:
-    """Written out, so that no table need be kept."""
-    headers = {":path": path, ":authority": "x", "te": "trailers", "content-type": "application/grpc"}
+def header_block(path: str, *more: tuple[str, bytes]) -> bytes:
+    """Written out, so that no table need be kept. more: headers, each shorter than 127 bytes."""
+    usual = {":path": path, ":authority": "x", "te": "trailers", "content-type": "application/grpc"}
+    headers = [*((name, value.encode()) for name, value in usual.items()), *more]
     literal = b"".join(
-        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
-        for name, value in headers.items()
+        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value for name, value in headers
     )
     return bytes([0x80 | 3, 0x80 | 6]) + literal  # :method POST, :scheme http
 
@@ -173,6 +173,14 @@ def peers(address: str, count: int, *, window: int = FIRST_WINDOW) -> Iterator[l
     finally:
         for peer in made:
             peer.close()
+
+
+def call(address: str, method: str, request: bytes, *more: tuple[str, bytes]) -> None:
+    """One call with such headers, to its end."""
+    with peers(address, 1) as [peer]:
+        peer.open(header_block(f"/{SERVICE}/{method}", *more), end_of(request))
+        while peer.streams and not peer.closed:
+            peer.listen(1)
 
 
 GET = header_block(f"/{SERVICE}/GetPipeline")

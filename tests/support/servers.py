@@ -1,6 +1,7 @@
 """Servers as processes of their own, started by the command line."""
 
 import contextlib
+import fcntl
 import os
 import re
 import signal
@@ -42,7 +43,7 @@ class Server:
 
     def start(self) -> None:
         with contextlib.ExitStack() as stack:
-            log = self.log or stack.enter_context(tempfile.TemporaryFile("a+"))
+            log = self.log or stack.enter_context(_log())
             begin = log.seek(0, os.SEEK_END)
             self.launch(log, log)
             said = self._serving(log, begin)
@@ -86,6 +87,14 @@ class Server:
         """Returns the exit code."""
         self.process.send_signal(how)
         return self.process.wait(STOP_SECONDS)
+
+
+@contextlib.contextmanager
+def _log() -> Iterator[TextIO]:
+    with tempfile.TemporaryFile("a+") as file:
+        # The mode alone does not say so. The process shares our place in the file, which reading moves.
+        fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_APPEND)
+        yield file
 
 
 def free_address() -> str:

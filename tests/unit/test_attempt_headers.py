@@ -21,6 +21,8 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
         ([("x-b", "b" * 16), ("x-a", "short")], Attempt(id="b" * 16)),
         ([("x-a", "x" * 128)], Attempt(id="x" * 128)),
         ([("x-a", "x" * 129), ("x-request-id", ID)], UNMARKED),
+        ([("x-a", "\0" * 16)], UNMARKED),
+        ([("x-a", "\ud800" * 16)], UNMARKED),
         ([("traceparent", f"00-{TRACE}-00f067aa0ba902b7-01")], Attempt(trace_id=TRACE)),
         ([("traceparent", "00-short-00f067aa0ba902b7-01")], UNMARKED),
         ([("traceparent", "")], UNMARKED),

@@ -119,9 +119,8 @@ def test_it_is_believed_from_a_proxy(peer: str, certified: Principal | None) -> 
     ("peer", "certified"),
     [
         ("ipv4:192.0.2.1:1234", None),
-        ("ipv4:10.2.0.1:1234", Principal("spiffe://corp/gateway2")),
-        # Whoever shows a certificate is judged by it, wherever he is.
         (NEAR, Principal("spiffe://corp/other")),
+        ("ipv4:10.2.0.1:1234", Principal("spiffe://corp/gateway2")),
         ("ipv4:10.2.0.1:1234", Principal("corp#spiffe://corp/gateway", issuer="corp")),
         ("ipv6:%5Bfe80::1%25eth0%5D:1234", None),
         ("ipv6:%5B::2%5D:1234", None),

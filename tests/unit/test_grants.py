@@ -4,10 +4,12 @@ import math
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deployment_pipeline.call import EVERYTHING
 from deployment_pipeline.edge import grants_file
-from deployment_pipeline.edge.grants import Grants, Match, Role
+from deployment_pipeline.edge.grants import Access, Grant, Grants, Match, Role, fits
 from deployment_pipeline.edge.reloading import Unreadable
 from deployment_pipeline.principal import Principal
 
@@ -68,7 +70,7 @@ def test_all_that_a_match_names_must_fit(tmp_path: Path, match: str, fits: bool)
 
 
 def test_an_anonymous_caller_matches_nothing_but_is_not_asked_for(tmp_path: Path) -> None:
-    assert Match(id="?").fits(Principal("")) is False
+    assert not Grants((), [Match(id="?")]).denies(Principal(""))
 
 
 def test_a_certificate_has_no_groups_and_claims_of_an_issuer(tmp_path: Path) -> None:
@@ -89,7 +91,24 @@ def test_a_principal_has_all_roles_of_all_grants_that_match(tmp_path: Path) -> N
     assert access.role("shop2") is access.role("team-b/x") is access.role("team-a") is Role.VIEWER
     assert access.role("team-a/web") is Role.OPERATOR
     assert (access.everywhere, access.anywhere) == (Role.VIEWER, Role.OPERATOR)
-    assert not access.impersonates
+    assert not access.impersonates("shop")
+
+
+NAME = st.text("ab", max_size=2)
+
+
+@given(
+    name=NAME,
+    grants=st.lists(st.tuples(st.sampled_from(Role), NAME.filter(bool), st.sampled_from(["", "*"]))),
+)
+def test_the_role_on_a_pipeline_is_the_highest_of_all_patterns_that_fit(
+    name: str, grants: list[tuple[Role, str, str]]
+) -> None:
+    access = Access(
+        MACHINE, [Grant(match=Match(), role=role, pipelines=[text + end]) for role, text, end in grants]
+    )
+    there = [role for role, text, end in grants if fits(text + end, name)]
+    assert access.role(name) == max(there, default=Role.NONE)
 
 
 def test_names_of_pipelines_match_without_regard_to_case(tmp_path: Path) -> None:

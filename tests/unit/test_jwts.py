@@ -96,6 +96,8 @@ async def test_every_algorithm_that_can_be_configured_works(
         ({"sub": "a" * 512}, "sub"),
         ({"groups": {"deployers": True}}, "groups"),
         ({"groups": ["deployers", 7]}, "groups"),
+        ({"groups": ["\ud800"]}, "groups"),
+        ({"groups": "\x1b[2J"}, "groups"),
     ],
 )
 async def test_claims_that_prove_nothing_are_refused(
@@ -344,6 +346,7 @@ async def test_one_issuer_can_have_several_audiences_under_several_names(
 
 async def test_a_verification_holds_until_the_token_expires(corp: FakeIssuer, tmp_path: Path) -> None:
     now = float(NOW)
+    corp.clock = lambda: now
     jwts = Jwts([corp.in_file(tmp_path / "keys.json")], clock=lambda: now)
     token = corp.token(exp=NOW + 60)
     principal = await jwts.principal(token)

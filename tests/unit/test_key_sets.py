@@ -335,6 +335,29 @@ async def test_a_server_that_does_not_shake_hands_is_cut_off(monkeypatch: pytest
         await hung_up.wait()
 
 
+async def test_only_so_many_calls_wait_for_keys(
+    corp: FakeIssuer, entry: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployment_pipeline.edge.identity.jwts.MAX_WAITING", 2)
+    asked, go_on = threading.Event(), threading.Event()
+
+    def late(handler: BaseHTTPRequestHandler) -> None:
+        asked.set()
+        go_on.wait(HANGS_SECONDS)
+        send(handler, json.dumps(corp.key_set()).encode())
+
+    corp.answer = late
+    async with kept(entry) as jwts:
+        waiting = [asyncio.create_task(jwts.principal(corp.token())) for _ in range(2)]
+        await asyncio.to_thread(asked.wait)
+        with pytest.raises(KeysUnavailable):
+            await jwts.principal(corp.token())
+        assert not any(task.done() for task in waiting)
+        go_on.set()
+        assert await asyncio.gather(*waiting)
+        assert await jwts.principal(corp.token())
+
+
 async def test_a_call_waits_for_keys_no_longer_than_it_may(corp: FakeIssuer, entry: Issuer) -> None:
     """And what it waited for goes on, for those after it."""
     go_on = threading.Event()

@@ -40,18 +40,9 @@ def test_whoever_waits_as_long_as_told_is_served(clock: Clock) -> None:
     assert limits.take("a") == 0
     wait = limits.take("a")
     assert wait == pytest.approx(0.1)
-    assert limits.wait_seconds("a") == pytest.approx(wait)
     clock.now += wait / 2
     assert limits.take("a") == pytest.approx(wait / 2)
     clock.now += wait / 2
-    assert limits.wait_seconds("a") == 0
-    assert limits.take("a") == 0
-
-
-def test_asking_how_long_takes_nothing(clock: Clock) -> None:
-    limits = Rates(1, burst=1)
-    for _ in range(5):
-        assert limits.wait_seconds("a") == 0
     assert limits.take("a") == 0
 
 

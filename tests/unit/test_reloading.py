@@ -1,5 +1,6 @@
 """Files are read again when they have changed, and not while they are being written."""
 
+import asyncio
 import os
 import threading
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from deployment_pipeline.edge.reloading import Reloading, Unreadable
+from deployment_pipeline.edge import reloading
+from deployment_pipeline.edge.reloading import MAX_BYTES, Reloading, Unreadable, content, keep
 
 
 @pytest.fixture
@@ -46,15 +48,15 @@ def test_what_has_changed_is_read_at_the_second_look(path: Path, file: Reloading
     assert file.value == "two, in full"
 
 
-def test_a_file_that_is_still_being_written_is_not_read(path: Path, file: Reloading[str]) -> None:
-    for text in ("", "t", "tw"):
+def test_what_is_written_again_and_again_is_read_at_every_second_look(
+    path: Path, file: Reloading[str]
+) -> None:
+    read = []
+    for text in ("a", "bb", "ccc", "dddd"):
         path.write_text(text)
         file.look_when_settled()
-        assert file.value == "one"
-    path.write_text("two")
-    file.look_when_settled()
-    file.look_when_settled()
-    assert file.value == "two"
+        read.append(file.value)
+    assert read == ["one", "bb", "bb", "dddd"]
 
 
 @pytest.mark.parametrize("text", ["bad", None])
@@ -116,3 +118,45 @@ def test_who_looks_while_another_thread_reads_waits_for_what_it_finds(tmp_path: 
     first.join()
     other.join()
     assert seen == ["newer"]
+
+
+@pytest.mark.parametrize("how", ["a pipe", "a folder", "too long"])
+def test_what_is_no_file_of_a_usual_size_is_not_waited_for(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "file"
+    match how:
+        case "a pipe":
+            os.mkfifo(path)
+        case "a folder":
+            path.mkdir()
+        case _:
+            path.write_bytes(b"x" * (MAX_BYTES + 1))
+    with pytest.raises(OSError, match=r"no regular file|longer than"):
+        content(path)
+
+
+def test_a_change_that_keeps_the_size_and_the_time_is_seen(path: Path, file: Reloading[str]) -> None:
+    before = path.stat()
+    while path.stat().st_ctime_ns == before.st_ctime_ns:  # the clock of files ticks now and then
+        path.write_text("two")
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    file.look()
+    assert file.value == "two"
+
+
+async def test_a_file_that_does_not_come_holds_up_no_other(
+    path: Path, file: Reloading[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reloading, "LOOK_SECONDS", 0.01)
+    comes = threading.Event()
+    far = Reloading([path], lambda: "far")
+    far._read = lambda: str(comes.wait())
+    keeping = asyncio.create_task(keep([far, file]))
+    try:
+        await asyncio.to_thread(path.write_text, "two")
+        async with asyncio.timeout(20):
+            while file.value != "two":  # noqa: ASYNC110  # files are looked at now and then
+                await asyncio.sleep(0.01)
+        assert far.value == "far"
+    finally:
+        comes.set()
+        keeping.cancel()

@@ -17,6 +17,17 @@ def test_a_broken_url_is_reported_without_its_password(monkeypatch: pytest.Monke
     assert "postgres+asyncpg://db/dp" in str(error.value)
 
 
+def test_a_broken_list_of_issuers_is_reported_without_the_password_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    issuer = '{"name":"corp","issuer":"i","audience":"a","jwks_url":"https://user:s3cret@corp.example/keys"}'
+    monkeypatch.setenv("DP_JWT_ISSUERS", f"[{issuer}]")
+    with pytest.raises(InvalidSettings) as error:
+        settings.load()
+    assert "without a user name" in str(error.value)
+    assert "s3cret" not in str(error.value)
+
+
 def test_the_defaults_are_valid() -> None:
     assert settings.load().listen == "127.0.0.1:50051"
 

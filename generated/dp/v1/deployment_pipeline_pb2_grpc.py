@@ -217,10 +217,10 @@ class DeploymentPipelineServicer:
         raise NotImplementedError('Method not implemented!')
 
     def LockPipeline(self, request, context):
-        """Freezes a pipeline: until it is unlocked or the lock expires, triggers are refused and PENDING
-        deployments do not start. AdvanceStage, CancelDeployment and Rollback still work, even with redeploy. An
-        expired lock has no effect. If the pipeline is already locked with the same reason, owner and expiry, the
-        answer is the pipeline as it is. With lock_no, it changes the lock that stands, without a gap.
+        """Freezes a pipeline: until it is unlocked or the lock expires, triggers are refused and PENDING deployments
+        do not start. AdvanceStage, CancelDeployment and Rollback still work, even with redeploy. An expired lock
+        has no effect. If the same caller has already locked the pipeline with the same reason, owner and expiry,
+        the answer is the pipeline as it is. With lock_no, it changes the lock that stands, without a gap.
         Refusals: NOT_FOUND/PIPELINE_NOT_FOUND, FAILED_PRECONDITION/PIPELINE_LOCKED (by a different lock; the
         details say whose), and with lock_no: ABORTED/LOCK_MISMATCH (a different lock stands),
         FAILED_PRECONDITION/PIPELINE_NOT_LOCKED.

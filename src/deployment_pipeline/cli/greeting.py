@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from deployment_pipeline.edge.listeners import Listener
+from deployment_pipeline.edge.listeners import Listener, shown
 
 SERVICE = "dp.v1.DeploymentPipeline"
 
 HEAD = """\
-deployment-pipeline serves gRPC on {listener}
+deployment-pipeline serves gRPC on {listen}
   postgres  {postgres}
   redis     {redis}
 
@@ -63,5 +63,5 @@ def text(listener: Listener, stores: Mapping[str, str], data_dir: Path, secure: 
     ]
     method, request = next(reversed(CALLS.items()))
     again = GRPCURL.format(how=grpcurl, address=address, service=SERVICE, method=method, request=request)
-    head = HEAD.format(listener=listener, data_dir=data_dir, **stores)
+    head = HEAD.format(listen=shown([listener]), data_dir=data_dir, **stores)
     return "\n".join([head, opening]) + "".join(calls) + again + END

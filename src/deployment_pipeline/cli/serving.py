@@ -157,9 +157,13 @@ def _announce(config: Settings, listeners: Sequence[Listener], http: socket.sock
     """http: what the HTTP endpoint listens on, if there is one."""
     metrics = f"{config.metrics_listen.rpartition(':')[0]}:{http.getsockname()[1]}" if http else None
     logs.announce("serving", version=VERSION, listen=shown(listeners), metrics=metrics, **_stores(config))
+    role = exposure.anonymous_role(config)
     if not exposure.authenticates(config):
-        role = exposure.anonymous_role(config)
-        log.warning("there is no authentication: nobody is asked who they are", everybody_is=role)
+        event = "there is no authentication: nobody is asked who they are"
+        logs.announce(event, level="warning", everybody_is=role)
+    elif role != "none":
+        event = "callers without a credential are let in (DP_ANONYMOUS)"
+        logs.announce(event, level="warning", they_are=role)
 
 
 def _greet(config: Settings, listeners: Sequence[Listener], folder: Path | None) -> None:

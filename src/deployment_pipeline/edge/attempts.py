@@ -15,7 +15,7 @@ def attempt(metadata: Iterable[tuple[str, str | bytes]], id_headers: Sequence[st
     is_repeat, trace_id = False, ""
     ids: dict[str, str] = {}
     for key, value in metadata:
-        if key in id_headers and MIN_ID_CHARS <= len(value) <= MAX_ID_CHARS:
+        if key in id_headers and MIN_ID_CHARS <= len(value) <= MAX_ID_CHARS and str(value).isprintable():
             ids[key] = str(value)
         elif key == "traceparent":
             trace_id = _trace_id(str(value))

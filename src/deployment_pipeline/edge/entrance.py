@@ -44,17 +44,17 @@ class Entrance:
         if not self._rights.covers(method, access):
             await self._rights.check(method, request, access)
         if people:
-            person = self._person(people, method, access)
+            person = await self._person(people, method, request, access)
             call.identify(access.caller._replace(actor=person, via=principal.id))
 
-    def _person(self, people: Sequence[str], method: str, access: Access) -> str:
+    async def _person(self, people: Sequence[str], method: str, request: Any, access: Access) -> str:
         """On whose behalf the call is made."""
-        if not access.impersonates:
+        if not await self._rights.may_impersonate(method, request, access):
             raise PermissionDenied(
                 access.caller.principal.id, f"{method} on behalf of somebody", "impersonate", ""
             )
         [person, *others] = people
-        if others or not is_id(person) or person.startswith(OWN_ID):
+        if others or not is_id(person) or person.lower().startswith(OWN_ID):
             rule = f'must be sent once, and be an id of printable ASCII without a blank, not "{OWN_ID}..."'
             raise InvalidFields([Violation(ON_BEHALF_OF, rule)])
         if self._rights.denies(person):

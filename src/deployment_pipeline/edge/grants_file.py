@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deployment_pipeline.edge.grants import ANY, Grant, Grants, Match, Role
-from deployment_pipeline.edge.reloading import Unreadable
+from deployment_pipeline.edge.reloading import Unreadable, content
 
 ROLES = {str(role): role for role in Role if role}
 _GRANT = ("match", "role", "pipelines", "impersonate", "approve_for_others")
@@ -28,13 +28,13 @@ _NAMES = re.compile(r"[a-z0-9/-]*\*?")
 def read(path: Path, issuers: Collection[str]) -> Grants:
     """issuers: the names of those whose groups and claims there are. Raises Unreadable with every problem."""
     try:
-        content = tomllib.loads(path.read_text())
+        found = tomllib.loads(content(path).decode())
     except OSError as error:
         raise Unreadable(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"{path} is not TOML: {error}") from None
     reading = _Reading(issuers)
-    grants = reading.file(content)
+    grants = reading.file(found)
     if reading.problems:
         raise Unreadable("\n".join(f"{path}: {problem}" for problem in reading.problems))
     return grants

@@ -18,24 +18,17 @@ class Rates:
         self._most = burst * self._interval
         self._full_at: dict[str, float] = {}
 
-    def wait_seconds(self, key: str) -> float:
-        """How long until there is something to take; 0: there is."""
-        return self._wait(self._full_at.get(key, 0.0), time.monotonic())
-
     def take(self, key: str) -> float:
         """Take one and return 0, or take none and return how long until there is one, in seconds."""
         now = time.monotonic()
         full_at = self._full_at.get(key, 0.0)
-        if wait := self._wait(full_at, now):
+        wait = full_at - now + self._interval - self._most
+        if wait > ROUNDING_SECONDS:
             return wait
         if not full_at and len(self._full_at) >= MAX_KEYS:
             self._forget(now)
         self._full_at[key] = max(full_at, now) + self._interval
         return 0.0
-
-    def _wait(self, full_at: float, now: float) -> float:
-        wait = full_at - now + self._interval - self._most
-        return wait if wait > ROUNDING_SECONDS else 0.0
 
     def _forget(self, now: float) -> None:
         """Those that are full; if none is, the tenth that was taken from first."""

@@ -1,6 +1,9 @@
 """What files say, read again when they change: certificates, tokens, grants, keys."""
 
 import asyncio
+import errno
+import os
+import stat
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,17 +11,38 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
+from deployment_pipeline import metrics
+
 T = TypeVar("T")
 
 # What is changed holds after two looks. What is taken back must be refused within five seconds, also where a
 # busy machine looks late.
 LOOK_SECONDS = 1.5
 
+# Of a file: room for 20,000 tokens or grants. A longer one was not meant, and could take all memory.
+MAX_BYTES = 4 * 1024 * 1024
+
 log = structlog.get_logger()
 
 
 class Unreadable(Exception):
     """A file is missing or says nothing of use; the text names it, and every problem on a line of its own."""
+
+
+def content(path: Path) -> bytes:
+    """Of a regular file: to open anything else may wait for ever, and so would the end of this process.
+    Raises OSError, with a text for people."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        with open(file, "rb", closefd=False) as opened:
+            data = opened.read(MAX_BYTES + 1)
+    finally:
+        os.close(file)
+    if len(data) > MAX_BYTES:
+        raise OSError(errno.EFBIG, f"it is longer than {MAX_BYTES} bytes")
+    return data
 
 
 class Reloading(Generic[T]):
@@ -29,6 +53,7 @@ class Reloading(Generic[T]):
         self._paths = paths
         self._read = read
         self._looking = threading.Lock()
+        self._was_put_off = False
         self._glimpsed = self._seen = self._stamps()
         self.value = read()
 
@@ -39,12 +64,13 @@ class Reloading(Generic[T]):
             self._look()
 
     def look_when_settled(self) -> None:
-        """As `look`, but leave files alone that have changed since the last time: somebody may be writing,
-        and half a file of grants may be valid, too."""
+        """As `look`, but put off once what has changed since the last time: somebody may be writing, and half
+        a file of grants may be valid, too."""
         glimpsed = self._stamps()
-        if glimpsed == self._glimpsed:
-            self.look()
+        self._was_put_off = glimpsed != self._glimpsed and not self._was_put_off
         self._glimpsed = glimpsed
+        if not self._was_put_off:
+            self.look()
 
     def _look(self) -> None:
         stamps = self._stamps()
@@ -55,6 +81,7 @@ class Reloading(Generic[T]):
         try:
             self.value = self._read()
         except Unreadable as error:
+            metrics.FILE_FAILURES.inc()
             problem = str(error)  # of people's making: a traceback would tell them nothing
             log.error("files cannot be used; what they said before holds", files=names, error=problem)  # noqa: TRY400
         else:
@@ -70,15 +97,19 @@ def _stamp(path: Path) -> object:
         found = path.stat()
     except OSError as error:
         return error.errno
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    # What was copied over it may have its size and time; nobody can set when that was (ctime).
+    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size
 
 
 async def keep(files: Sequence[Reloading[Any]]) -> None:
-    """Look at them every LOOK_SECONDS, until cancelled. In a thread: a file may be far away."""
+    """Look at them every LOOK_SECONDS, until cancelled. In threads: one may be far away, and others not."""
+    await asyncio.gather(*map(_keep, files))
+
+
+async def _keep(file: Reloading[Any]) -> None:
     while True:
         await asyncio.sleep(LOOK_SECONDS)
-        for file in files:
-            try:
-                await asyncio.to_thread(file.look_when_settled)
-            except Exception:  # whatever it is, the other files are to be looked at
-                log.exception("a file could not be looked at")
+        try:
+            await asyncio.to_thread(file.look_when_settled)
+        except Exception:  # whatever it is, it may be another thing the next time
+            log.exception("a file could not be looked at")

@@ -13,7 +13,7 @@ from uuid import UUID
 from deployment_pipeline.edge.grants import Access, Grants, Role
 from deployment_pipeline.edge.reloading import Reloading
 from deployment_pipeline.fields import UUID_TEXT
-from deployment_pipeline.principal import Principal
+from deployment_pipeline.principal import Principal, issuer_of
 from deployment_pipeline.refusals import DeploymentNotFound, PermissionDenied
 
 # Principals whose access is remembered, of all that have called lately.
@@ -77,8 +77,10 @@ class Rights:
         return access
 
     def denies(self, person: str) -> bool:
-        """Whether a deny is for somebody on whose behalf others call."""
-        return self._grants is not None and self._grants.value.denies(Principal(person))
+        """Whether a deny is for somebody on whose behalf others call. Their groups and claims are unknown."""
+        if self._grants is None:
+            return False
+        return self._grants.value.denies(Principal(person, issuer_of(person)))
 
     def covers(self, method: str, access: Access) -> bool:
         """Whether it needs no look at the request."""
@@ -91,18 +93,28 @@ class Rights:
         needs = METHODS.get(method)
         if access.is_denied or needs is None:
             raise PermissionDenied(id, method, "", "")
-        role, fields = needs
-        named = next((field for field in fields if getattr(request, field, "")), "")
-        value = getattr(request, named, "")
-        if named == DEPLOYMENT_ID and UUID_TEXT.fullmatch(value):
-            pipeline = await self._pipeline_of(UUID(value))
-            if pipeline is None or not access.role(pipeline):
-                raise DeploymentNotFound(UUID(value))
-        elif named and named != DEPLOYMENT_ID:
-            pipeline = value
-        elif access.anywhere >= role:
-            return  # a list, or a request that is refused for what it lacks
-        else:
-            raise PermissionDenied(id, method, str(role), "")
-        if access.role(pipeline) < role:
-            raise PermissionDenied(id, method, str(role), pipeline)
+        name, deployment = _named(needs, request)
+        if deployment:
+            # Whoever has no role on any pipeline sees none: asking Postgres would only be at others' cost.
+            name = (await self._pipeline_of(deployment) if access.anywhere else None) or ""
+            if not access.role(name) or not name:
+                raise DeploymentNotFound(deployment)
+        # Without a name it is a list, or a request that is refused for what it lacks.
+        if (access.role(name) if name else access.anywhere) < needs.role:
+            raise PermissionDenied(id, method, str(needs.role), name)
+
+    async def may_impersonate(self, method: str, request: Any, access: Access) -> bool:
+        """Of a call that passed `check`."""
+        name, deployment = _named(METHODS[method], request)
+        if deployment:
+            name = await self._pipeline_of(deployment) or ""
+        return access.impersonates(name)
+
+
+def _named(needs: Needs, request: Any) -> tuple[str, UUID | None]:
+    """The pipeline that a request names, or the deployment; empty and None: neither."""
+    field = next((field for field in needs.fields if getattr(request, field, "")), "")
+    value = getattr(request, field, "")
+    if field != DEPLOYMENT_ID:
+        return value, None
+    return "", UUID(value) if UUID_TEXT.fullmatch(value) else None

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,28 +16,42 @@ class Streams:
     def __init__(self, most: int) -> None:
         """most: how many in this process."""
         self._most = most
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._connections: dict[asyncio.Task[Any], str] = {}  # of each stream, oldest first
         self._ended = False
 
     @contextlib.asynccontextmanager
     async def place(self, context: Context) -> AsyncIterator[None]:
-        """Where a stream's handler runs. The caller gets RESOURCE_EXHAUSTED if all places are taken, and
-        UNAVAILABLE when the server stops."""
-        if self._ended or len(self._tasks) >= self._most:
-            await abort(context, answers.of(ShuttingDown() if self._ended else Overloaded()))
+        """Where a stream's handler runs. The caller gets UNAVAILABLE when the server stops, and
+        RESOURCE_EXHAUSTED if all places are taken and others make better use of theirs."""
+        if self._ended:
+            await abort(context, answers.of(ShuttingDown()))
+        if len(self._connections) >= self._most and not self._make_room(context.peer()):
+            await abort(context, answers.of(Overloaded()))
         task = own_task()
-        self._tasks.add(task)
+        self._connections[task] = context.peer()
         try:
             yield
         except asyncio.CancelledError as cancelled:
             if not given_up(task, cancelled):
                 raise
-            await abort(context, answers.of(ShuttingDown()))
+            await abort(context, answers.of(cancelled.args[0]))
         finally:
-            self._tasks.discard(task)
+            self._connections.pop(task, None)
+
+    def _make_room(self, connection: str) -> bool:
+        """End the oldest stream of the connection that has most, unless this one would then have as many: a
+        client that takes all places keeps nobody out."""
+        counts = Counter(self._connections.values())
+        [(greatest, count)] = counts.most_common(1)
+        if count <= counts[connection] + 1:
+            return False
+        task = next(task for task, of in self._connections.items() if of == greatest)
+        del self._connections[task]
+        task.cancel(Overloaded())
+        return True
 
     def end(self) -> None:
         """All there are; no others begin."""
         self._ended = True
-        for task in self._tasks:
+        for task in self._connections:
             task.cancel(ShuttingDown())

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from deployment_pipeline import metrics
 from deployment_pipeline.edge.listeners import Mode
-from deployment_pipeline.edge.reloading import Reloading, Unreadable
+from deployment_pipeline.edge.reloading import Reloading, Unreadable, content
 
 T = TypeVar("T")
 PrivateKey = RSAPrivateKey | EllipticCurvePrivateKey
@@ -76,7 +76,7 @@ class Certificates:
 def _parsed(path: Path, parse: Callable[[bytes], T], problems: list[str]) -> T | None:
     """None: one more problem."""
     try:
-        return parse(path.read_bytes())
+        return parse(content(path))
     except OSError as error:
         problems.append(f"{path} cannot be read: {error.strerror}")
     except ValueError as error:

@@ -44,7 +44,8 @@ INSTALLATION = Statement("SELECT id, page_token_key, min_level FROM dp_installat
 GET_PIPELINE = Statement(
     f"SELECT {PIPELINE.columns('p')} FROM dp_pipelines p WHERE p.name = q.name", {"name": "text"}
 )
-# Each range of names is walked by the index on its own: who may see little reads little.
+# Each range of names is walked by the index on its own: who may see little reads little. They are walked in
+# their order, and no further than the page: who may see a thousand ranges does not read a page of each.
 LIST_PIPELINES = Statement(
     f"""
     SELECT {PIPELINE.columns("(s.p)")}, s.found
@@ -52,11 +53,14 @@ LIST_PIPELINES = Statement(
         SELECT p, name, count(*) OVER () AS found, sum(bytes) OVER (ORDER BY name) - bytes AS bytes_before
         FROM (
             SELECT p, name, dp_pipeline_bytes(p) AS bytes
-            FROM unnest(q.lows, q.highs) r (low, high) CROSS JOIN LATERAL (
+            FROM (
+                SELECT low COLLATE "C" AS low, high FROM unnest(q.lows, q.highs) r (low, high)
+                WHERE high COLLATE "C" > q.after ORDER BY 1
+            ) r CROSS JOIN LATERAL (
                 SELECT p, name FROM dp_pipelines p WHERE name > q.after AND name >= r.low AND name < r.high
                 ORDER BY name LIMIT q.most
             ) ranged
-            ORDER BY name LIMIT q.most
+            ORDER BY r.low, name LIMIT q.most
         ) p
     ) s
     WHERE s.bytes_before < q.bytes ORDER BY s.name

@@ -14,8 +14,10 @@ def text(fact: object) -> str:
     return str(fact)
 
 
-def by(owner: str) -> str:
-    return f' by "{owner}"' if owner else ""
+def by(owner: str, principal: str = "") -> str:
+    """owner: what somebody says of himself. principal: who has proven it."""
+    known = f" ({principal})" if owner and principal else principal and f" {principal}"
+    return f' by "{owner}"{known}' if owner else f" by{known}" if principal else ""
 
 
 def until(expires_at: datetime | None) -> str:

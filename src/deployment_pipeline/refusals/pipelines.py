@@ -72,7 +72,7 @@ class PipelineLocked(Refusal):
 
     def __str__(self) -> str:
         return (
-            f'pipeline "{self.pipeline}" has been locked{by(self.owner or self.locked_by)}'
+            f'pipeline "{self.pipeline}" has been locked{by(self.owner, self.locked_by)}'
             f" since {text(self.since)}, {until(self.expires_at)}: {self.lock_reason};"
             f" UnlockPipeline with lock_no {self.lock_no} lifts the lock"
         )
@@ -94,7 +94,7 @@ class LockMismatch(Refusal):
         meant = f"not lock {self.asked_lock_no}" if self.asked_lock_no else "and no lock_no was given"
         is_yours = ", or its owner if it is yours" if self.owner and not self.locked_by else ""
         return (
-            f'the lock of pipeline "{self.pipeline}" is lock {self.lock_no}{by(self.owner or self.locked_by)}'
+            f'the lock of pipeline "{self.pipeline}" is lock {self.lock_no}{by(self.owner, self.locked_by)}'
             f", {meant}; nothing was changed; its reason: {self.lock_reason};"
             f" call again with lock_no {self.lock_no}{is_yours}"
         )

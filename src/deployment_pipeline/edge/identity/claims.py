@@ -121,9 +121,14 @@ class Rules:
         """Refuses what it cannot read: a deny may be for one of those groups."""
         found = claims.get(self._issuer.group_claim)
         groups = [] if found is None else [found] if isinstance(found, str) else found
-        if not isinstance(groups, list) or not all(isinstance(group, str) for group in groups):
+        if not isinstance(groups, list) or not all(map(_is_group, groups)):
             raise NotProven(f"the token's {self._issuer.group_claim} is neither a text nor a list of texts")
         return tuple(groups)
+
+
+def _is_group(group: object) -> bool:
+    """Printable, for callers are shown their groups: half a surrogate pair could not even be sent."""
+    return isinstance(group, str) and group.isprintable()
 
 
 def _display_name(claims: Mapping[str, Any]) -> str:

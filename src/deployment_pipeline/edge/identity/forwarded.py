@@ -51,6 +51,7 @@ class Forwarded:
         return self._read_once(values) if is_kept else self._read(values)
 
     def _believes(self, peer: str, certified: Principal | None) -> bool:
+        """Whoever shows a certificate is judged by it: being near lends nobody another name."""
         return certified.id in self._ids if certified else self._is_near(peer)
 
 

@@ -1,8 +1,10 @@
 """Who calls. One credential decides: a bearer token if one was sent, else the certificate that a trusted
 proxy vouches for, else the caller's own. If it proves nothing, the others are not looked at."""
 
-import contextlib
 from collections.abc import Sequence
+from functools import lru_cache
+from ipaddress import ip_address, ip_network
+from urllib.parse import unquote
 
 from deployment_pipeline.edge.answers import Context
 from deployment_pipeline.edge.identity.certificates import Certified
@@ -10,12 +12,12 @@ from deployment_pipeline.edge.identity.forwarded import Forwarded
 from deployment_pipeline.edge.identity.jwts import Jwts
 from deployment_pipeline.edge.identity.proof import NotProven
 from deployment_pipeline.edge.identity.static_tokens import PREFIX, StaticTokens
-from deployment_pipeline.edge.rates import Rates
+from deployment_pipeline.edge.rates import MAX_KEYS, Rates
 from deployment_pipeline.principal import ANONYMOUS, Principal
 from deployment_pipeline.refusals import RateLimited, Unauthenticated
 
 BEARER = "Bearer "
-# What one sender may send of credentials that prove nothing: to look at one costs up to 0.2 ms.
+# How many credentials that prove nothing an address may send before it is told to come back later.
 FAILURES_PER_SECOND = 20
 FAILURES_AT_ONCE = 100
 
@@ -57,8 +59,9 @@ class Identity:
             if certified := self._certificate(context):
                 return certified
         except NotProven as error:
-            sender = self._sender(context) if authorizations else address(context)
-            if wait := self._failures.take(sender):
+            # Only now: behind a proxy everybody has the same address, and one who guesses must not keep out
+            # those with good tokens. To verify a signature costs less than the rest of a call.
+            if wait := self._failures.take(address(context)):
                 raise RateLimited(retry_ms(wait)) from error
             raise Unauthenticated(self._ways()) from error
         if not self._takes_anonymous:
@@ -66,7 +69,7 @@ class Identity:
         return ANONYMOUS
 
     async def _bearer(self, authorizations: Sequence[str], context: Context) -> Principal:
-        """Raises NotProven, KeysUnavailable, RateLimited."""
+        """Raises NotProven, KeysUnavailable."""
         [authorization, *others] = authorizations
         scheme, token = authorization[: len(BEARER)], authorization[len(BEARER) :]
         if others or scheme.lower() != BEARER.lower():
@@ -77,8 +80,6 @@ class Identity:
             raise NotProven("tokens of this kind are not accepted")
         if known := self._jwts.known(token):  # with another spelling of "Bearer"
             return known
-        if wait := self._failures.wait_seconds(self._sender(context)):
-            raise RateLimited(retry_ms(wait))
         return await self._jwts.principal(token)
 
     def _certificate(self, context: Context) -> Principal | None:
@@ -88,14 +89,6 @@ class Identity:
             return own
         metadata = tuple(context.invocation_metadata() or ())
         return self._forwarded.principal(metadata, context.peer(), own) or own
-
-    def _sender(self, context: Context) -> str:
-        """Whose bad tokens are counted together: those of a certificate, or else of an address. Behind a
-        proxy, everybody has the same address."""
-        with contextlib.suppress(NotProven):
-            if certified := self._certificate(context):
-                return certified.id
-        return address(context)
 
     def _ways(self) -> Sequence[str]:
         ways = {
@@ -109,7 +102,16 @@ class Identity:
 
 def address(context: Context) -> str:
     """The peer's, without its port."""
-    return context.peer().rpartition(":")[0]
+    return network(context.peer().rpartition(":")[0])
+
+
+@lru_cache(MAX_KEYS)
+def network(host: str) -> str:
+    """host: as gRPC writes it. Of IPv6, the 64 bits that a customer has: within them he has any number."""
+    if not host.startswith("ipv6:"):
+        return host
+    found = ip_address(unquote(host).removeprefix("ipv6:").strip("[]"))
+    return str(getattr(found, "ipv4_mapped", None) or ip_network((int(found) >> 64 << 64, 64)))
 
 
 def retry_ms(wait_seconds: float) -> int:

@@ -27,7 +27,10 @@ from deployment_pipeline.refusals import KeysUnavailable
 
 MAX_VERIFIED = 10_000
 # Of tokens that are remembered: what is kept of one takes up some times as much.
-MAX_VERIFIED_BYTES = 16 * 1024 * 1024
+MAX_VERIFIED_BYTES = 8 * 1024 * 1024
+# Calls that wait for keys at a time, a quarter of those that there may be: anybody can make up the id of a
+# key, and an issuer may take seconds to answer.
+MAX_WAITING = 1024
 
 
 class _Trusted(NamedTuple):
@@ -55,6 +58,7 @@ class Jwts:
         # By the SHA-256 of the token, oldest first.
         self._verified = OrderedDict[bytes, _Verified]()
         self._verified_bytes = 0
+        self._waiting = 0  # calls, for keys
 
     @property
     def files(self) -> Sequence[Reloading[KeySet]]:
@@ -79,7 +83,7 @@ class Jwts:
         unverified = Unverified(token)
         trusted = self._trusted_for(unverified)
         principal = trusted.rules.principal(unverified.claims)
-        keys = await _keys_for(unverified.kid, trusted)
+        keys = await self._keys_for(unverified.kid, trusted)
         _verify(unverified, trusted, keys)
         self._remember(token, _Verified(principal, trusted.source, keys, len(token)))
         return principal
@@ -95,6 +99,24 @@ class Jwts:
                 return trusted
         raise NotProven("no issuer in DP_JWT_ISSUERS has the token's iss and aud")
 
+    async def _keys_for(self, kid: str | None, trusted: _Trusted) -> KeySet:
+        """A set with that key. Looks for newer keys if need be: issuers may change keys without a word."""
+        source = trusted.source
+        if (keys := source.value) and (kid is None or keys.named(kid)):
+            return keys
+        if self._waiting >= MAX_WAITING:
+            raise KeysUnavailable(trusted.name)
+        self._waiting += 1
+        try:
+            is_fresh = await source.refresh(min(FETCH_SECONDS, call.patience()))
+        finally:
+            self._waiting -= 1
+        if (keys := source.value) and (kid is None or keys.named(kid)):
+            return keys
+        if keys and is_fresh:
+            raise NotProven(f"the issuer {trusted.name} has no key {kid!r:.100}")
+        raise KeysUnavailable(trusted.name)
+
     def _remember(self, token: str, verified: _Verified) -> None:
         digest = sha256(token.encode()).digest()
         self._forget(digest)
@@ -106,19 +128,6 @@ class Jwts:
     def _forget(self, digest: bytes) -> None:
         if known := self._verified.pop(digest, None):
             self._verified_bytes -= known.token_bytes
-
-
-async def _keys_for(kid: str | None, trusted: _Trusted) -> KeySet:
-    """A set with that key. Looks for newer keys if need be: issuers may change keys without a word."""
-    source = trusted.source
-    if (keys := source.value) and (kid is None or keys.named(kid)):
-        return keys
-    is_fresh = await source.refresh(min(FETCH_SECONDS, call.patience()))
-    if (keys := source.value) and (kid is None or keys.named(kid)):
-        return keys
-    if is_fresh:
-        raise NotProven(f"the issuer {trusted.name} has no key {kid!r:.100}")
-    raise KeysUnavailable(trusted.name)
 
 
 def _verify(unverified: Unverified, trusted: _Trusted, keys: KeySet) -> None:

@@ -17,7 +17,7 @@ from joserfc.jwk import Key, import_key
 from joserfc.util import base64_to_int
 
 from deployment_pipeline.edge.identity import https
-from deployment_pipeline.edge.reloading import Reloading, Unreadable
+from deployment_pipeline.edge.reloading import Reloading, Unreadable, content
 
 MAX_SET_BYTES = 64 * 1024
 MAX_KEYS = 20
@@ -137,7 +137,7 @@ class KeyFile(Reloading[KeySet]):
 
 def _in_file(path: Path) -> KeySet:
     try:
-        return parse(path.read_bytes())
+        return parse(content(path))
     except OSError as error:
         raise Unreadable(f"{path} cannot be read: {error.strerror}") from None
     except BadKeys as error:
@@ -150,6 +150,7 @@ class KeyUrl:
     def __init__(self, url: str) -> None:
         self.value: KeySet | None = None
         self._url = url
+        self._shown = url.partition("?")[0]  # a query may hold a secret
         self._text = b""
         # One at a time: an older answer must not come after a newer one.
         self._fetching = asyncio.Lock()
@@ -180,7 +181,7 @@ class KeyUrl:
         except Exception as error:
             problem = str(error) or type(error).__name__
             held = len(self.value.keys) if self.value else 0
-            log.warning("keys could not be fetched", url=self._url, problem=problem, keys_that_hold=held)
+            log.warning("keys could not be fetched", url=self._shown, problem=problem, keys_that_hold=held)
             return False
         finally:
             self._was_tried.set()
@@ -191,4 +192,4 @@ class KeyUrl:
         if text != self._text:
             self.value = parse(text)
             self._text = text
-            log.info("keys were fetched", url=self._url, kids=[key.kid for key in self.value.keys])
+            log.info("keys were fetched", url=self._shown, kids=[key.kid for key in self.value.keys])

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from deployment_pipeline.edge.identity.issuer import STATIC
 from deployment_pipeline.edge.identity.proof import NotProven
-from deployment_pipeline.edge.reloading import Reloading, Unreadable
+from deployment_pipeline.edge.reloading import Reloading, Unreadable, content
 from deployment_pipeline.principal import Principal, is_id
 
 # What every token begins with: JWTs never do, and those who scan for leaked secrets find it.
@@ -74,7 +74,7 @@ class StaticTokens:
 def _read(path: Path) -> Mapping[bytes, Principal]:
     """A file without any token is fine: the last one may have been revoked."""
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(content(path).decode())
     except OSError as error:
         raise Unreadable(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # no TOML, or no UTF-8

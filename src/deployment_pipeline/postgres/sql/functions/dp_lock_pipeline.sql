@@ -17,8 +17,9 @@ BEGIN
     SELECT * INTO v_event FROM dp_events WHERE pipeline_name = p_name AND request_id = p_request_id;
     v_at := clock_timestamp();
     v_stands := dp_is_locked(pipeline, v_at);
-    v_is_the_same := v_stands AND (pipeline.lock_reason, pipeline.lock_owner, pipeline.lock_expires_at)
-        IS NOT DISTINCT FROM (p_reason, p_owner, p_expires_at);
+    v_is_the_same := v_stands
+        AND (pipeline.lock_reason, pipeline.lock_owner, pipeline.lock_expires_at, pipeline.locked_by)
+        IS NOT DISTINCT FROM (p_reason, p_owner, p_expires_at, p_actor);
     outcome := CASE
         WHEN pipeline.name IS NULL THEN 'PIPELINE_NOT_FOUND'
         WHEN v_event.request_id IS NOT NULL THEN dp_repeat(v_event, p_digest)
