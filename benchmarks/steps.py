@@ -2,7 +2,6 @@
 
 import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 from uuid import UUID
 
@@ -33,19 +32,18 @@ class _Call:
 
 
 async def entrance_us(folder: Path) -> tuple[float, float]:
-    """Who calls, how often, and whether they may, per call: for a caller with a token that was verified
+    """Who calls, and whether they may, per call: for a caller with a token that was verified
     before, and on a server without authentication."""
     made = credentials.make(folder)
     token = _Call(("authorization", f"Bearer {made.token}"))
-    settings = Settings(rate_per_principal=1_000_000, **made.settings)
-    async with access(settings, _no_pipeline) as (secured, _):
+    async with access(Settings(**made.settings), _no_pipeline) as (secured, _):
         with_token = await _timed(secured, token)
     async with access(Settings(), _no_pipeline) as (without, _):
         return with_token, await _timed(without, _Call())
 
 
 async def _timed(entrance: Entrance, context: Any) -> float:
-    """The median of some runs, in microseconds of CPU per call."""
+    """The least of some runs, in microseconds of CPU per call: whatever else the machine does only adds."""
     request = pb.GetDeploymentStatusRequest(deployment_id=str(UUID(int=1)))
     call.begin(None)
     found = []
@@ -54,7 +52,7 @@ async def _timed(entrance: Entrance, context: Any) -> float:
         for _ in range(CALLS):
             await entrance.admit("GetDeploymentStatus", request, context)
         found.append((time.process_time() - began) / CALLS * 1e6)
-    return median(found)
+    return min(found)
 
 
 async def _no_pipeline(_: UUID) -> str | None:

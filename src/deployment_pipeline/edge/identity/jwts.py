@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +43,6 @@ class _Verified(NamedTuple):
     principal: Principal
     source: KeyFile | KeyUrl
     keys: KeySet  # with one of which it was verified
-    token_bytes: int
 
 
 class Jwts:
@@ -55,8 +53,8 @@ class Jwts:
         self._urls = {url: KeyUrl(url) for issuer in issuers if (url := issuer.jwks_url)}
         self._files = _read({path for issuer in issuers if (path := issuer.jwks_file)})
         self._trusted = [self._trust(issuer) for issuer in issuers]
-        # By the SHA-256 of the token, oldest first.
-        self._verified = OrderedDict[bytes, _Verified]()
+        # By the token, oldest first. (A digest as the key would cost every call as much as all the rest.)
+        self._verified = OrderedDict[str, _Verified]()
         self._verified_bytes = 0
         self._waiting = 0  # calls, for keys
 
@@ -72,10 +70,10 @@ class Jwts:
 
     def known(self, token: str) -> Principal | None:
         """Whom the token was verified to name, if that still holds. On the path of every call."""
-        found = self._verified.get(sha256(token.encode()).digest())
+        found = self._verified.get(token)
         if found is None:
             return None
-        principal, source, keys, _ = found
+        principal, source, keys = found
         return principal if source.value is keys and self._clock() < principal.expires_at else None
 
     async def principal(self, token: str) -> Principal:
@@ -85,7 +83,7 @@ class Jwts:
         principal = trusted.rules.principal(unverified.claims)
         keys = await self._keys_for(unverified.kid, trusted)
         _verify(unverified, trusted, keys)
-        self._remember(token, _Verified(principal, trusted.source, keys, len(token)))
+        self._remember(token, _Verified(principal, trusted.source, keys))
         return principal
 
     def _trust(self, issuer: Issuer) -> _Trusted:
@@ -118,16 +116,15 @@ class Jwts:
         raise KeysUnavailable(trusted.name)
 
     def _remember(self, token: str, verified: _Verified) -> None:
-        digest = sha256(token.encode()).digest()
-        self._forget(digest)
-        self._verified[digest] = verified
-        self._verified_bytes += verified.token_bytes
+        self._forget(token)
+        self._verified[token] = verified
+        self._verified_bytes += len(token)
         while len(self._verified) > MAX_VERIFIED or self._verified_bytes > MAX_VERIFIED_BYTES:
             self._forget(next(iter(self._verified)))
 
-    def _forget(self, digest: bytes) -> None:
-        if known := self._verified.pop(digest, None):
-            self._verified_bytes -= known.token_bytes
+    def _forget(self, token: str) -> None:
+        if self._verified.pop(token, None):
+            self._verified_bytes -= len(token)
 
 
 def _verify(unverified: Unverified, trusted: _Trusted, keys: KeySet) -> None:
