@@ -26,17 +26,10 @@ GRANTS = f"""\
 match = {{ id = "{id_of(NAME)}" }}
 role = "admin"
 """
-
-
+# The settings that are its business alone.
 FIELDS = (
-    "tls",
-    "tls_cert",
-    "tls_key",
-    "tls_client_ca",
-    "tokens_file",
-    "grants_file",
-    "jwt_issuers",
-    "xfcc_from",
+    *("tls", "tls_cert", "tls_key", "tls_client_ca"),
+    *("tokens_file", "jwt_issuers", "xfcc_from", "grants_file"),
 )
 
 

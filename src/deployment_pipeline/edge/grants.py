@@ -158,9 +158,9 @@ class Grants:
         self._denies = denies
 
     def access(self, principal: Principal) -> Access:
-        credential = _Credential(principal)
-        if any(deny.fits(credential) for deny in self._denies):
+        if self.denies(principal):
             return Access(principal, (), is_denied=True)
+        credential = _Credential(principal)
         return Access(principal, [grant for grant in self._grants if grant.match.fits(credential)])
 
     def denies(self, principal: Principal) -> bool:

@@ -31,10 +31,10 @@ BURST_SECONDS = 1.0
 
 @contextlib.asynccontextmanager
 async def access(
-    settings: Settings, pipeline_of: Callable[[UUID], Awaitable[str | None]]
+    settings: Settings, pipeline_of: Callable[[UUID], Awaitable[str | None]], *others: Reloading[Any]
 ) -> AsyncIterator[tuple[Entrance, ServerInfo]]:
-    """Files are looked at, and keys fetched, until the context ends. pipeline_of: see `Rights`. Raises
-    Unreadable."""
+    """Files are looked at, and keys fetched, until the context ends. pipeline_of: see `Rights`. others: files
+    to look at as well. Raises Unreadable."""
     jwts = Jwts(settings.issuers) if settings.issuers else None
     tokens = StaticTokens(settings.tokens_file) if settings.tokens_file else None
     grants = None
@@ -59,7 +59,7 @@ async def access(
         calls_per_second=rate,
         features=list(_features(settings, identity)),
     )
-    files: list[Reloading[Any]] = [*(jwts.files if jwts else ())]
+    files = [*others, *(jwts.files if jwts else ())]
     files += [file for file in (tokens and tokens.file, grants) if file]
     keeping = [asyncio.create_task(reloading.keep(files))]
     if jwts:

@@ -11,7 +11,6 @@ import structlog
 
 from deployment_pipeline import metrics
 from deployment_pipeline.edge.listeners import Listener, Mode
-from deployment_pipeline.edge.reloading import keep
 from deployment_pipeline.edge.rpc import Rpc
 from deployment_pipeline.edge.tls import Certificates
 from deployment_pipeline.engine import Engine
@@ -50,7 +49,8 @@ async def running(
         stack.push_async_callback(guard.close)
         await guard.open()
         engine = Engine(postgres, guard, installation.page_token_key, requires_tokens=settings.require_tokens)
-        entrance, info = await stack.enter_async_context(access(settings, engine.reads.pipeline_of))
+        files = [certificates.file] if certificates else []
+        entrance, info = await stack.enter_async_context(access(settings, engine.reads.pipeline_of, *files))
         rpc = Rpc(
             engine,
             entrance,
@@ -67,8 +67,6 @@ async def running(
             report.listen = [listener.address for listener in bound]
             report.is_ready = lambda: rpc.is_ready
         await rpc.start(postgres.probe)
-        looking = asyncio.create_task(keep([certificates.file] if certificates else []))
-        stack.callback(looking.cancel)
         _collect_garbage_less()
         try:
             yield bound
