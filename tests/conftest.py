@@ -8,6 +8,8 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import TextIO
 
 import grpc
 import psycopg
@@ -19,11 +21,12 @@ from deployment_pipeline.run.server import running
 from deployment_pipeline.run.settings import Settings
 from support import servers
 from support import stores as support_stores
+from support.certificates import Authority, Secret
 from support.clients import Client, ReflectionClient, TypedClient
 from support.mesh.report import REPORT
 from support.rig import Rig, rig
 from support.servers import Server
-from support.stores import RedisKey, Stores, redis_keys
+from support.stores import RedisKey, Stores, redis_keys, scratch_folder
 from support.table import NOTES, TABLE
 
 
@@ -109,6 +112,31 @@ async def pipeline(client: Client, new_name: Callable[[], str]) -> str:
 def sql(stores: Stores) -> Iterator[psycopg.Connection]:
     with psycopg.connect(stores.database_url, autocommit=True) as connection:
         yield connection
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """In the checkout, where the path is short enough for sockets."""
+    with scratch_folder() as made:
+        yield made
+
+
+@pytest.fixture
+def log(folder: Path) -> Iterator[TextIO]:
+    """For a server's lines: open for reading and appending."""
+    with (folder / "log").open("a+") as file:
+        yield file
+
+
+@pytest.fixture(scope="session")
+def authority() -> Authority:
+    return Authority()
+
+
+@pytest.fixture
+def secret(folder: Path, authority: Authority) -> Secret:
+    """A server's certificate, its key and the CA of its callers, in files."""
+    return Secret(folder, authority.server(), authority)
 
 
 @pytest.fixture

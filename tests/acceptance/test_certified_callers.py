@@ -45,11 +45,6 @@ MOMENT_SECONDS = 0.05
 
 
 @pytest.fixture(scope="module")
-def authority() -> Authority:
-    return Authority()
-
-
-@pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     made = Files(tmp_path_factory.mktemp("secured"))
     made.write_tokens({"one": []})

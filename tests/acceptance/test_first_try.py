@@ -4,26 +4,13 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 import pytest
 
 from support.servers import FREE_PORTS, Server
-from support.stores import ROOT, scratch_folder
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with scratch_folder() as made:
-        yield made
-
-
-@pytest.fixture
-def log(folder: Path) -> Iterator[TextIO]:
-    with (folder / "printed").open("a+") as file:
-        yield file
+from support.stores import ROOT
 
 
 class FirstTry(Server):

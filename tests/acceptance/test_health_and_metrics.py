@@ -30,7 +30,7 @@ from support.processes import children
 from support.proxy import postgres_proxy
 from support.servers import Server, server
 from support.steps import refusal, trigger
-from support.stores import Stores, scratch_folder
+from support.stores import Stores
 
 METHODS = [method.name for method in pb.DESCRIPTOR.services_by_name["DeploymentPipeline"].methods]
 NUMBERS = ["1", "2"]  # of the workers
@@ -225,12 +225,6 @@ async def test_a_worker_that_hangs_is_not_ready_and_left_out_until_it_is_replace
     await left_out
     await until_ready(workers.metrics_address, ready=True)
     await until_there(workers, *NUMBERS)
-
-
-@pytest.fixture
-def log() -> Iterator[TextIO]:
-    with scratch_folder() as folder, (folder / "log").open("a+") as file:
-        yield file
 
 
 def test_without_its_default_port_it_serves_all_the_same(stores: Stores, log: TextIO) -> None:

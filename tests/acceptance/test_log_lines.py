@@ -16,7 +16,7 @@ import pytest
 from deployment_pipeline.release import VERSION
 from support.clients import Refused, TypedClient
 from support.pipes import fill
-from support.servers import START_SECONDS, STOP_SECONDS, Server, free_address, server
+from support.servers import START_SECONDS, STOP_SECONDS, Server, free_address, lines, server
 from support.steps import refusal, trigger
 from support.stores import Stores, scratch_folder
 
@@ -29,17 +29,6 @@ LOGGED = {
     "TriggerDeployment": {"pipeline_name", "deployment_id", "version", "stage", "status", "request_id"},
     "GetPipeline": {"pipeline_name"},
 }
-
-
-@pytest.fixture
-def log() -> Iterator[TextIO]:
-    with scratch_folder() as folder, (folder / "log").open("a+") as file:
-        yield file
-
-
-def lines(log: TextIO) -> list[dict[str, Any]]:
-    log.seek(0)
-    return [json.loads(line) for line in log]
 
 
 async def test_each_call_is_one_json_line_that_says_what_it_was_about(

@@ -21,7 +21,7 @@ from support.processes import children
 from support.rotation import NEW, OLD, Handshakes, load
 from support.secured import grant
 from support.servers import Server
-from support.stores import Stores, scratch_folder
+from support.stores import Stores
 from support.table import NOTES
 
 LISTEN = "tls://127.0.0.1:0,mtls://127.0.0.1:0"
@@ -35,34 +35,12 @@ class Workers(Server):
     arguments = ("serve", "--workers", "2")
 
 
-@pytest.fixture(scope="module")
-def authority() -> Authority:
-    return Authority()
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with scratch_folder() as made:
-        yield made
-
-
-@pytest.fixture
-def secret(folder: Path, authority: Authority) -> Secret:
-    return Secret(folder, authority.server(), authority)
-
-
 @pytest.fixture
 def own(folder: Path, secret: Secret) -> dict[str, Any]:
     """Settings of a server with a tls and an mtls listener, which lets everybody look."""
     grants = folder / "grants.toml"
     grants.write_text(grant(f'id = "{CI}"', "viewer"))
     return {**secret.settings(), "listen": LISTEN, "anonymous": "viewer", "grants_file": grants}
-
-
-@pytest.fixture
-def log(folder: Path) -> Iterator[TextIO]:
-    with (folder / "log").open("a+") as file:
-        yield file
 
 
 @pytest.fixture

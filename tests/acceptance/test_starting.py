@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -19,7 +18,7 @@ from support.databases import as_url, database
 from support.processes import children
 from support.servers import Server
 from support.steps import refusal, trigger
-from support.stores import Stores, scratch_folder
+from support.stores import Stores
 
 WORKERS = 2
 SECRET = "s3cret"  # noqa: S105  # nobody's
@@ -31,18 +30,6 @@ class Workers(Server):
 
 class NoMigration(Server):
     arguments = ("serve", "--no-migrate")
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with scratch_folder() as made:
-        yield made
-
-
-@pytest.fixture
-def log(folder: Path) -> Iterator[TextIO]:
-    with (folder / "log").open("a+") as file:
-        yield file
 
 
 def lines(log: TextIO) -> list[str]:

@@ -1,11 +1,10 @@
 """The service over TLS and mutual TLS, on several listeners."""
 
 import asyncio
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,9 +16,9 @@ from deployment_pipeline.run.settings import Settings
 from support.certificates import Authority, Secret, caller
 from support.clients import TypedClient
 from support.handshakes import connection
-from support.servers import Server
+from support.servers import Server, lines
 from support.steps import trigger
-from support.stores import ROOT, Stores, scratch_folder
+from support.stores import ROOT, Stores
 
 CI = "spiffe://corp/ci"
 GRANTS = """
@@ -36,39 +35,12 @@ class Workers(Server):
     arguments = ("serve", "--workers", str(WORKERS))
 
 
-@pytest.fixture(scope="module")
-def authority() -> Authority:
-    return Authority()
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with scratch_folder() as made:
-        yield made
-
-
-@pytest.fixture
-def secret(folder: Path, authority: Authority) -> Secret:
-    return Secret(folder, authority.server(), authority)
-
-
 @pytest.fixture
 def open_to_all(folder: Path, secret: Secret) -> dict[str, Any]:
     """Settings of a server that lets everybody do everything, whoever he is."""
     grants = folder / "grants.toml"
     grants.write_text(GRANTS)
     return {**secret.settings(), "anonymous": "admin", "grants_file": grants}
-
-
-@pytest.fixture
-def log(folder: Path) -> Iterator[TextIO]:
-    with (folder / "log").open("a+") as file:
-        yield file
-
-
-def lines(log: TextIO) -> list[dict[str, Any]]:
-    log.seek(0)
-    return [json.loads(line) for line in log]
 
 
 def environment(stores: Stores, settings: Mapping[str, object]) -> dict[str, str]:

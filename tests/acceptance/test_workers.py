@@ -1,7 +1,6 @@
 """Several workers on one port: they share the calls, are replaced when they end, and end together."""
 
 import asyncio
-import json
 import os
 import re
 import signal
@@ -16,9 +15,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from deployment_pipeline.run.workers import ASK_SECONDS, MAX_UNANSWERED
 from support.clients import Refused, TypedClient
 from support.processes import all_gone, children, gone
-from support.servers import Server
+from support.servers import Server, lines
 from support.steps import outcome, trigger
-from support.stores import Stores, scratch_folder
+from support.stores import Stores
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
 
@@ -34,23 +33,12 @@ class Workers(Server):
 
 
 @pytest.fixture
-def log() -> Iterator[TextIO]:
-    with scratch_folder() as folder, (folder / "log").open("a+") as file:
-        yield file
-
-
-@pytest.fixture
 def workers(stores: Stores, log: TextIO) -> Iterator[Workers]:
     own = {"DP_DATABASE_URL": stores.database_url, "DP_REDIS_URL": stores.redis_url}
     running = Workers(own, log)
     yield running
     if running.process.poll() is None:
         running.stop(signal.SIGKILL)
-
-
-def lines(log: TextIO) -> list[dict[str, Any]]:
-    log.seek(0)
-    return [json.loads(line) for line in log]
 
 
 async def channels(address: str) -> AsyncIterator[grpc.aio.Channel]:

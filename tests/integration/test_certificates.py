@@ -27,11 +27,6 @@ EXPIRED = timedelta(seconds=-1)
 MALFORMED = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 
 
-@pytest.fixture(scope="module")
-def authority() -> Authority:
-    return Authority()
-
-
 @pytest.fixture
 def secret(tmp_path: Path, authority: Authority) -> Secret:
     return Secret(tmp_path, authority.server(), authority)

@@ -30,11 +30,6 @@ SIGNS = x509.KeyUsage(
 )
 
 
-@pytest.fixture(scope="module")
-def authority() -> Authority:
-    return Authority()
-
-
 @pytest.fixture
 def served(tmp_path: Path, authority: Authority) -> Certificates:
     secret = Secret(tmp_path, authority.server(), authority)

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import signal
@@ -87,6 +88,12 @@ class Server:
         """Returns the exit code."""
         self.process.send_signal(how)
         return self.process.wait(STOP_SECONDS)
+
+
+def lines(log: TextIO) -> list[dict[str, Any]]:
+    """All that a server has logged there."""
+    log.seek(0)
+    return [json.loads(line) for line in log]
 
 
 @contextlib.contextmanager
