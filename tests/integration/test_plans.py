@@ -25,7 +25,7 @@ from deployment_pipeline.commands import (
     UpdatePipeline,
 )
 from deployment_pipeline.model import Deployment, HistoryFilter, OnBusy
-from deployment_pipeline.postgres import Postgres, reads
+from deployment_pipeline.postgres import Postgres, selects
 from deployment_pipeline.postgres.migrate import migrate
 from deployment_pipeline.postgres.statements import Statement
 from deployment_pipeline.states import Status
@@ -207,7 +207,7 @@ def test_the_counter_would_notice(filled: str) -> None:
 
 READS = {
     f"{name}.{form}": text.decode()
-    for name, value in inspect.getmembers(reads)
+    for name, value in inspect.getmembers(selects)
     if isinstance(value, Statement)
     for form, text in (("one", value.one), ("many", value.many))
 }
@@ -245,7 +245,7 @@ def test_a_page_costs_the_same_for_many_ranges_of_names_as_for_all(filled: str) 
         with psycopg.connect(filled, autocommit=True) as connection:
             connection.execute("SET plan_cache_mode = force_generic_plan")
             numbers = {name: f"${number}" for number, name in enumerate(values, 1)}
-            text = reads.LIST_PIPELINES.one.decode() % {name: f"{numbers[name]}" for name in values}
+            text = selects.LIST_PIPELINES.one.decode() % {name: f"{numbers[name]}" for name in values}
             connection.execute(f"PREPARE list (text[], text[], text, integer, bigint) AS {text}".encode())
             plan = connection.execute(
                 psycopg.sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE list ({})").format(

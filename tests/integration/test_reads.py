@@ -19,7 +19,7 @@ from deployment_pipeline.commands import (
 from deployment_pipeline.fields import MAX_PAGE_BYTES
 from deployment_pipeline.model import Deployment, HistoryFilter, OnBusy, Part
 from deployment_pipeline.postgres import Postgres
-from deployment_pipeline.postgres.reads import WALK
+from deployment_pipeline.postgres.selects import WALK
 from deployment_pipeline.refusals import Overloaded
 from deployment_pipeline.states import Status
 from support.proxy import Proxy, postgres_proxy

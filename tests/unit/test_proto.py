@@ -13,7 +13,7 @@ from google.protobuf import json_format
 from deployment_pipeline import fields
 from deployment_pipeline.call import LONGEST_CALL_SECONDS
 from deployment_pipeline.edge.server_info import MAX_MESSAGE_BYTES
-from deployment_pipeline.postgres.reads import WALK
+from deployment_pipeline.postgres.selects import WALK
 from dp.v1 import deployment_pipeline_pb2 as pb
 
 PROTOS = Path(__file__).parents[2] / "protos"
