@@ -15,7 +15,9 @@ import grpc
 import psycopg
 import pytest
 import redis as redis_client
+import trustme
 
+from deployment_pipeline.edge.identity.issuer import Issuer
 from deployment_pipeline.guard import redis as guard_redis
 from deployment_pipeline.run.server import running
 from deployment_pipeline.run.settings import Settings
@@ -23,6 +25,7 @@ from support import servers
 from support import stores as support_stores
 from support.certificates import Authority, Secret
 from support.clients import Client, ReflectionClient, TypedClient
+from support.issuer import FakeIssuer
 from support.mesh.report import REPORT
 from support.rig import Rig, rig
 from support.servers import Server
@@ -137,6 +140,28 @@ def authority() -> Authority:
 def secret(folder: Path, authority: Authority) -> Secret:
     """A server's certificate, its key and the CA of its callers, in files."""
     return Secret(folder, authority.server(), authority)
+
+
+@pytest.fixture
+def ca(monkeypatch: pytest.MonkeyPatch) -> Iterator[trustme.CA]:
+    """One that this process trusts."""
+    made = trustme.CA()
+    with made.cert_pem.tempfile() as path:
+        monkeypatch.setenv("SSL_CERT_FILE", path)
+        yield made
+
+
+@pytest.fixture
+def corp() -> FakeIssuer:
+    """An issuer of JWTs."""
+    return FakeIssuer()
+
+
+@pytest.fixture
+def entry(corp: FakeIssuer, ca: trustme.CA) -> Iterator[Issuer]:
+    """Its entry in DP_JWT_ISSUERS, while a real https server on loopback publishes its keys."""
+    with corp.serving(ca) as entry:
+        yield entry
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """An issuer of JWTs: its keys, its tokens, and an https server on loopback that publishes its key set."""
 
+import asyncio
 import contextlib
 import json
 import ssl
@@ -17,6 +18,7 @@ from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 from joserfc.jws import JWSRegistry
 
 from deployment_pipeline.edge.identity.issuer import Issuer
+from deployment_pipeline.edge.identity.keys import KeyUrl
 
 LIFETIME_SECONDS = 300
 
@@ -123,6 +125,16 @@ def settings_of(*entries: Issuer) -> str:
     fields = ("name", "issuer", "audience", "algorithms", "jwks_url", "jwks_file")
     given = [{name: getattr(entry, name) for name in fields if getattr(entry, name)} for entry in entries]
     return json.dumps(given, default=str)
+
+
+HANGS_SECONDS = 20  # for a machine that stalls: whatever hangs ends the test
+
+
+async def fetched(entry: Issuer) -> tuple[KeyUrl, bool]:
+    """A key set after one fetch, and whether that went well."""
+    source = KeyUrl(entry.jwks_url)
+    async with asyncio.timeout(HANGS_SECONDS):
+        return source, await source.fetch()
 
 
 class _Server(ThreadingHTTPServer):

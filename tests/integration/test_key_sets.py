@@ -1,52 +1,23 @@
-"""The keys of issuers: fetched from a real https server on loopback, that may be broken, slow or hostile."""
+"""The keys of issuers, from a real https server on loopback: when they are fetched, who waits for them."""
 
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http.server import BaseHTTPRequestHandler
-from typing import Any
 
 import pytest
 import trustme
-import uvloop
-from joserfc.jwk import ECKey, OctKey
 
 from deployment_pipeline import call
-from deployment_pipeline.edge.identity import https, keys
+from deployment_pipeline.edge.identity import keys
 from deployment_pipeline.edge.identity.issuer import Issuer
 from deployment_pipeline.edge.identity.jwts import Jwts
-from deployment_pipeline.edge.identity.keys import BadKeys, KeyUrl
+from deployment_pipeline.edge.identity.keys import KeyUrl
 from deployment_pipeline.edge.identity.proof import NotProven
 from deployment_pipeline.refusals import KeysUnavailable
-from support.issuer import FakeIssuer, base64url, compact, rsa_key, send, signer
-
-# For a machine that stalls: whatever hangs ends the test.
-HANGS_SECONDS = 20
-
-
-@pytest.fixture(scope="module")
-def ca() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture(autouse=True)
-def _trusts(ca: trustme.CA, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with ca.cert_pem.tempfile() as path:
-        monkeypatch.setenv("SSL_CERT_FILE", path)
-        yield
-
-
-@pytest.fixture
-def corp() -> FakeIssuer:
-    return FakeIssuer()
-
-
-@pytest.fixture
-def entry(corp: FakeIssuer, ca: trustme.CA) -> Iterator[Issuer]:
-    with corp.serving(ca) as entry:
-        yield entry
+from support.issuer import HANGS_SECONDS, FakeIssuer, compact, fetched, send, signer
 
 
 @asynccontextmanager
@@ -61,13 +32,6 @@ async def kept(*entries: Issuer) -> AsyncIterator[Jwts]:
         keeping.cancel()
         await asyncio.wait([keeping])
         assert keeping.cancelled()
-
-
-async def fetched(entry: Issuer) -> tuple[KeyUrl, bool]:
-    """A key set after one fetch, and whether that went well."""
-    source = KeyUrl(entry.jwks_url)
-    async with asyncio.timeout(HANGS_SECONDS):
-        return source, await source.fetch()
 
 
 async def test_a_token_can_be_verified_as_soon_as_there_are_keys(corp: FakeIssuer, entry: Issuer) -> None:
@@ -221,120 +185,6 @@ async def test_keys_are_fetched_now_and_then(
         await enough.wait()
 
 
-def redirect(handler: BaseHTTPRequestHandler) -> None:
-    if handler.path == "/keys":
-        send(handler, b"", 302, Location="/elsewhere")
-    else:
-        send(handler, json.dumps(FakeIssuer().key_set()).encode())
-
-
-def large(handler: BaseHTTPRequestHandler) -> None:
-    """A good set, in more bytes than are taken."""
-    text = json.dumps(FakeIssuer().key_set()).encode()
-    send(handler, text.ljust(keys.MAX_SET_BYTES + 1))
-
-
-def endless(handler: BaseHTTPRequestHandler) -> None:
-    """Without a length."""
-    handler.send_response(200)
-    handler.end_headers()
-    while True:
-        handler.wfile.write(b" " * 65536)
-
-
-def crowded(handler: BaseHTTPRequestHandler) -> None:
-    jwk = ECKey.generate_key("P-256").as_dict(private=False)
-    send(handler, json.dumps({"keys": [{**jwk, "kid": str(number)} for number in range(21)]}).encode())
-
-
-def cut(handler: BaseHTTPRequestHandler) -> None:
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    handler.wfile.write(json.dumps(FakeIssuer().key_set()).encode())
-
-
-def deaf(handler: BaseHTTPRequestHandler) -> None:
-    """It hangs up."""
-
-
-BROKEN = [
-    redirect,
-    large,
-    endless,
-    crowded,
-    cut,
-    deaf,
-    lambda handler: send(handler, b"<html>"),
-    lambda handler: send(handler, b"[" * 60_000),
-    lambda handler: send(handler, b"[]"),
-    lambda handler: send(handler, b'{"keys": {}}'),
-    lambda handler: send(handler, b'{"keys": []}'),
-    lambda handler: send(handler, b'{"keys": [7, {}, {"kty": "EC", "crv": "P-7", "x": "", "y": ""}]}'),
-    lambda handler: send(handler, json.dumps(FakeIssuer().key_set()).encode(), 500),
-    lambda handler: send(handler, json.dumps(FakeIssuer().key_set()).encode(), 206),
-]
-
-
-@pytest.mark.parametrize("answer", BROKEN)
-async def test_an_answer_that_is_not_taken_leaves_the_last_good_set(
-    answer: Any, corp: FakeIssuer, entry: Issuer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(keys, "PAUSE_SECONDS", 0)
-    source, is_good = await fetched(entry)
-    good = source.value
-    assert (is_good, good is not None) == (True, True)
-    corp.answer = answer
-    assert not await source.refresh(HANGS_SECONDS)
-    assert source.value is good
-    assert corp.fetches == 2
-
-
-@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
-@pytest.mark.parametrize("part", ["head", "body"])
-async def test_a_server_that_drips_is_cut_off(
-    part: str, run: Any, corp: FakeIssuer, entry: Issuer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It sends a byte before any time-out that starts again with each byte has ended. On both event loops."""
-    assert keys.FETCH_SECONDS == 5
-    monkeypatch.setattr(keys, "FETCH_SECONDS", 0.5)
-    was_cut_off, stop = threading.Event(), threading.Event()
-
-    def drip(handler: BaseHTTPRequestHandler) -> None:
-        if part == "body":
-            handler.send_response(200)
-            handler.end_headers()
-        try:
-            while not stop.wait(0.01):
-                handler.wfile.write(b"H")
-        except OSError:
-            was_cut_off.set()
-
-    corp.answer = drip
-    try:
-        source, is_good = await asyncio.to_thread(run, fetched(entry))
-        assert (source.value, is_good) == (None, False)
-        assert await asyncio.to_thread(was_cut_off.wait, HANGS_SECONDS)
-    finally:
-        stop.set()
-
-
-async def test_a_server_that_does_not_shake_hands_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "FETCH_SECONDS", 0.2)
-    hung_up = asyncio.Event()
-
-    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-        hung_up.set()
-
-    server = await asyncio.start_server(silent, "127.0.0.1", 0)
-    async with server, asyncio.timeout(HANGS_SECONDS):
-        source = KeyUrl(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
-        assert not await source.fetch()
-        await hung_up.wait()
-
-
 async def test_only_so_many_calls_wait_for_keys(
     corp: FakeIssuer, entry: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,27 +235,6 @@ async def test_a_call_waits_for_keys_no_longer_than_it_may(corp: FakeIssuer, ent
         assert corp.fetches == 2
 
 
-async def test_a_certificate_of_another_ca_is_not_trusted(corp: FakeIssuer) -> None:
-    with corp.serving(trustme.CA()) as entry:
-        source, is_good = await fetched(entry)
-    assert (source.value, is_good, corp.fetches) == (None, False, 0)
-
-
-async def test_a_certificate_for_another_host_is_not_trusted(corp: FakeIssuer, entry: Issuer) -> None:
-    source = KeyUrl(entry.jwks_url.replace("127.0.0.1", "localhost"))
-    assert not await source.fetch()
-    assert corp.fetches == 0
-
-
-async def test_a_proxy_of_the_environment_is_not_asked(
-    corp: FakeIssuer, entry: Issuer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("https_proxy", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:1")
-    _, is_good = await fetched(entry)
-    assert is_good
-
-
 async def test_nobody_asks_where_a_token_says_its_key_is(
     corp: FakeIssuer, entry: Issuer, ca: trustme.CA
 ) -> None:
@@ -419,92 +248,6 @@ async def test_nobody_asks_where_a_token_says_its_key_is(
                         compact(header, corp.claims(), signer("ES256", attacker.keys["first"][1]))
                     )
     assert attacker.fetches == 0
-
-
-SECRET_KEYS = [
-    rsa_key().as_dict(private=True),
-    ECKey.generate_key("P-256").as_dict(private=True),
-    OctKey.generate_key(256).as_dict(private=True),
-]
-
-
-@pytest.mark.parametrize("jwk", SECRET_KEYS, ids=lambda jwk: jwk["kty"])
-def test_a_key_that_should_be_secret_is_left_out_of_a_set(jwk: dict[str, Any], corp: FakeIssuer) -> None:
-    good = corp.key_set()["keys"]
-    found = keys.parse(json.dumps({"keys": [{**jwk, "kid": "secret"}, *good]}).encode())
-    assert [key.kid for key in found.keys] == ["first"]
-    with pytest.raises(BadKeys):
-        keys.parse(json.dumps({"keys": [jwk]}).encode())
-
-
-def test_keys_of_an_unknown_kind_do_not_spoil_a_set(corp: FakeIssuer) -> None:
-    strange = [
-        {"kty": "AKP", "alg": "ML-DSA-44", "pub": "AAAA"},
-        {"kty": "EC", "crv": "P-7", "x": "AA", "y": "AA"},
-        {"kty": "RSA", "e": "AQAB"},
-        {"kty": ["EC"]},
-        "a text",
-        None,
-    ]
-    found = keys.parse(json.dumps({"keys": [*strange, *corp.key_set()["keys"]]}).encode())
-    assert [key.kid for key in found.keys] == ["first"]
-
-
-@pytest.mark.parametrize("bits", [1024, 2047, 16384])
-def test_rsa_keys_that_are_too_short_or_too_slow_are_left_out(bits: int) -> None:
-    modulus = (1 << bits - 1 | 1).to_bytes((bits + 7) // 8, "big")
-    jwk = {"kty": "RSA", "e": "AQAB", "n": base64url(modulus)}
-    with pytest.raises(BadKeys):
-        keys.parse(json.dumps({"keys": [jwk]}).encode())
-
-
-@pytest.mark.parametrize("text", [b"[" * 60_000, b"\xff", b"", b" " * keys.MAX_SET_BYTES + b"x"])
-def test_what_is_no_key_set_is_refused(text: bytes) -> None:
-    with pytest.raises(BadKeys):
-        keys.parse(text)
-
-
-def test_a_set_has_a_bounded_length(corp: FakeIssuer) -> None:
-    text = json.dumps(corp.key_set()).encode()
-    assert keys.parse(text.ljust(keys.MAX_SET_BYTES))
-    with pytest.raises(BadKeys, match="longer"):
-        keys.parse(text.ljust(keys.MAX_SET_BYTES + 1))
-
-
-async def test_no_more_is_read_of_an_answer_than_is_taken(corp: FakeIssuer, entry: Issuer) -> None:
-    corp.answer = lambda handler: send(handler, b"x" * 100)
-    assert await https.get(entry.jwks_url, 100) == b"x" * 100
-    with pytest.raises(https.Refused, match="longer than 99"):
-        await https.get(entry.jwks_url, 99)
-    corp.answer = endless
-    async with asyncio.timeout(HANGS_SECONDS):
-        with pytest.raises(https.Refused, match="longer"):
-            await https.get(entry.jwks_url, 100)
-
-
-async def test_the_path_and_the_query_are_asked_for(corp: FakeIssuer, entry: Issuer) -> None:
-    seen: list[str] = []
-
-    def note(handler: BaseHTTPRequestHandler) -> None:
-        seen.append(f"{handler.path} {handler.headers['Host']}")
-        send(handler, b"{}")
-
-    corp.answer = note
-    url = f"{entry.jwks_url}?tenant=a%20b"
-    assert await https.get(url, 100) == b"{}"
-    assert seen == [f"/keys?tenant=a%20b {url.split('/')[2]}"]
-
-
-async def test_an_answer_in_chunks_is_put_together(corp: FakeIssuer, entry: Issuer) -> None:
-    def chunked(handler: BaseHTTPRequestHandler) -> None:
-        handler.protocol_version = "HTTP/1.1"
-        handler.send_response(200)
-        handler.send_header("Transfer-Encoding", "chunked")
-        handler.end_headers()
-        handler.wfile.write(b"2\r\n{ \r\n1\r\n}\r\n0\r\n\r\n")
-
-    corp.answer = chunked
-    assert await https.get(entry.jwks_url, 100) == b"{ }"
 
 
 async def test_two_audiences_of_an_issuer_share_its_key_set(corp: FakeIssuer, entry: Issuer) -> None:
