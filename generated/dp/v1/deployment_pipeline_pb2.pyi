@@ -1045,9 +1045,9 @@ class UnlockPipelineRequest(_message.Message):
     lock_no: _builtins.int
     """The lock to lift; if another one stands, the call is refused. 0: the lock that stands, if it is owner's."""
     owner: _builtins.str
-    """Whose lock to lift if lock_no is 0. A caller who has proven an identity lifts only a lock that carries it
-    as locked_by (and this owner, if one is given); an anonymous caller only an anonymous one's, and not without
-    an owner.
+    """Whose lock to lift if lock_no is 0. A caller who has proven an identity lifts only a lock that carries it as
+    locked_by (and this owner, if one is given); an anonymous caller lifts only an anonymous one's, and not
+    without an owner.
     """
     def __init__(
         self,

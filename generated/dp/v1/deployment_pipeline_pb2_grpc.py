@@ -264,8 +264,8 @@ class DeploymentPipelineServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetServerInfo(self, request, context):
-        """Tells who the caller is taken for and may do what, and what this server is and takes. Any caller who has
-        proven an identity may ask, even without a role.
+        """Tells who the caller is taken for, what the caller may do, and what this server is and takes. Any caller who
+        has proven an identity may ask, even without a role.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -192,8 +192,8 @@ class DeploymentPipelineStub:
     Role: viewer.
     """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetServerInfoRequest, _deployment_pipeline_pb2.GetServerInfoResponse]
-    """Tells who the caller is taken for and may do what, and what this server is and takes. Any caller who has
-    proven an identity may ask, even without a role.
+    """Tells who the caller is taken for, what the caller may do, and what this server is and takes. Any caller who
+    has proven an identity may ask, even without a role.
     """
 
 @_typing.type_check_only
@@ -293,8 +293,8 @@ class DeploymentPipelineAsyncStub(DeploymentPipelineStub):
     Role: viewer.
     """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_deployment_pipeline_pb2.GetServerInfoRequest, _deployment_pipeline_pb2.GetServerInfoResponse]  # type: ignore[assignment]
-    """Tells who the caller is taken for and may do what, and what this server is and takes. Any caller who has
-    proven an identity may ask, even without a role.
+    """Tells who the caller is taken for, what the caller may do, and what this server is and takes. Any caller who
+    has proven an identity may ask, even without a role.
     """
 
 class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
@@ -481,8 +481,8 @@ class DeploymentPipelineServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_pipeline_pb2.GetServerInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pipeline_pb2.GetServerInfoResponse, _abc.Awaitable[_deployment_pipeline_pb2.GetServerInfoResponse]]:
-        """Tells who the caller is taken for and may do what, and what this server is and takes. Any caller who has
-        proven an identity may ask, even without a role.
+        """Tells who the caller is taken for, what the caller may do, and what this server is and takes. Any caller who
+        has proven an identity may ask, even without a role.
         """
 
 def add_DeploymentPipelineServicer_to_server(servicer: DeploymentPipelineServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,4 +1,4 @@
-"""Who the caller is, and what he may."""
+"""Who the caller is, and what they may do."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
