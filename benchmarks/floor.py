@@ -10,7 +10,12 @@ from deployment_pipeline.postgres.changes import CHANGES
 
 CLIENTS = 16
 THREADS = 2
-FRAME = {"request_id": "'auto-' || gen_random_uuid()", "digest": "NULL", "wait_ms": "10000"}
+FRAME = {
+    "request_id": "'auto-' || gen_random_uuid()",
+    "digest": "NULL",
+    "is_repeat": "false",
+    "wait_ms": "10000",
+}
 
 
 def script(prefix: str, pipelines: int) -> str:
